@@ -1,0 +1,334 @@
+"""Every change that can be asked of the state machine. Frozen values; wire/commands.py encodes them.
+
+Paths are tuples of name bytes below the session's home: () is the home itself. Times are integer milliseconds since
+the epoch, stamped by the leader outside the command, never by the proposer; atime and mtime given by a client are
+integer seconds. `session`, `upload` and `open` ids are the Raft indexes at which they began. Each docstring says what
+the Outcome's value holds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from raftmft.core.manifest import EMPTY, Manifest
+
+Path = tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CommandId:
+    """(member, boot epoch, sequence): a command proposed twice under one id is applied once (contract, 4)."""
+
+    member: str
+    epoch: int
+    seq: int
+
+
+class Command:
+    """Base of all commands."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A command with its id and the member's acknowledged-below mark: outcomes of lower sequences may be forgotten."""
+
+    command: Command
+    id: CommandId | None = None
+    acked_below: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MemberSpec:
+    """A member as Raft lists it. `fingerprint` is the SHA-256 of its certificate's DER, in hex. Ports: TCP, gossip UDP."""
+
+    id: str
+    name: str
+    host: str
+    peer_port: int
+    gossip_port: int
+    sftp_port: int
+    fingerprint: str
+    mode: str = "active"
+    weight: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Attrs:
+    """SFTP attributes to set; None leaves a field alone. atime and mtime are seconds and come in pairs."""
+
+    size: int | None = None
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    atime: int | None = None
+    mtime: int | None = None
+
+
+# --- cluster -----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class NoOp(Command):
+    """Changes nothing; may be proposed without an id. Serves as the read barrier and for benchmarks. Value: {}."""
+
+    payload: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Bootstrap(Command):
+    """Makes the cluster; Rejected(EXISTS) if there is one. Secrets are sealed with the cluster key. Value: {}."""
+
+    cluster: str
+    cluster_id: str
+    members: tuple[MemberSpec, ...]
+    host_public_key: str
+    sealed_host_key: bytes
+    sealed_ca_key: bytes = b""
+    replicas: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class MemberBoot(Command):
+    """A member's process began. Ends its sessions of earlier epochs. The same `nonce` twice gives the same epoch.
+
+    Proposed without an id. Value: {"epoch": int}.
+    """
+
+    member: str
+    nonce: bytes
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExpireMember(Command):
+    """The leader found `member` dead: its sessions of `epoch` end ("finish unknown"), its epoch is raised. Value: {}."""
+
+    member: str
+    epoch: int
+
+
+# --- tenants -----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class UserAdd(Command):
+    """Makes a user and its home. keys: OpenSSH public key lines. 0 means unlimited. Value: {"uid": int}."""
+
+    name: str
+    password_hash: str | None = None
+    keys: tuple[str, ...] = ()
+    quota_bytes: int = 0
+    max_sessions: int = 0
+    read_only: bool = False
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UserSet(Command):
+    """Changes the fields that are not None; password_hash "" removes the password. Value: {}."""
+
+    name: str
+    password_hash: str | None = None
+    quota_bytes: int | None = None
+    max_sessions: int | None = None
+    read_only: bool | None = None
+    enabled: bool | None = None
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UserRemove(Command):
+    """Removes a user with its home and all in it; its sessions are ended. Value: {"sessions": [ids]}."""
+
+    name: str
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UserKeyAdd(Command):
+    """Adds one OpenSSH public key line. Value: {"fingerprint": "SHA256:..."}."""
+
+    name: str
+    key: str
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UserKeyRemove(Command):
+    """Removes the key with this SHA256: fingerprint. Value: {}."""
+
+    name: str
+    fingerprint: str
+    actor: str = ""
+
+
+# --- sessions ----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Login(Command):
+    """A client proved who it is on `member`. `credential` is the user's credential number the proof was checked
+    against; Rejected(STALE_CREDENTIAL) if it changed, NO_USER, DISABLED, LIMIT. Value: {"session": int,
+    "read_only": bool, "uid": int}.
+    """
+
+    member: str
+    epoch: int
+    user: str
+    address: str
+    method: str
+    credential: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoginRefused(Command):
+    """Refused logins, folded: (address, user, reason, count) each. Audited. Value: {}."""
+
+    member: str
+    refusals: tuple[tuple[str, str, str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Logout(Command):
+    """A session ended: "closed", "killed", "worker died". Its uploads end with it, their prefixes stay. Value: {}."""
+
+    session: int
+    reason: str = "closed"
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class OpenRead(Command):
+    """Resolves and audits an open to read. Value: {"open": int, "file": int, "version": int, "size": int,
+    "depth": int, "ids": bytes, "digest": str, "attrs": {...as namespace.Entry...}}.
+    """
+
+    session: int
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ReadEnd(Command):
+    """Ends of reads, in a batch: (session, open, bytes_read, digest_ok) each. Audited. Value: {}."""
+
+    ends: tuple[tuple[int, int, int, bool], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BeginUpload(Command):
+    """Opens a name to write (contract, "What each session sees of a name"). Value: {"upload": int, "file": int (0 if
+    new), "version": int (base, 0 if none), "size", "depth", "ids" (the content to continue from: base version or
+    partial; empty after truncate), "partial": bool, "digest": str, "placement": int, "mode": int}.
+    """
+
+    session: int
+    path: Path
+    create: bool = True
+    truncate: bool = False
+    exclusive: bool = False
+    append: bool = False
+    mode: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint(Command):
+    """The upload's durable prefix, kept as a partial if it ends unpublished. Value: {}."""
+
+    session: int
+    upload: int
+    manifest: Manifest
+    placement: int
+
+
+@dataclass(frozen=True, slots=True)
+class Publish(Command):
+    """The upload is whole: every chunk is on its write quorum. Value: {"file": int, "version": int, "mtime": int}."""
+
+    session: int
+    upload: int
+    manifest: Manifest
+    placement: int
+    digest: str = ""
+    attrs: Attrs = field(default_factory=Attrs)
+
+
+@dataclass(frozen=True, slots=True)
+class EndUpload(Command):
+    """The upload ends unpublished; `keep` leaves the last checkpoint as a partial. Value: {}."""
+
+    session: int
+    upload: int
+    keep: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Mkdir(Command):
+    """Makes a directory. Value: {}."""
+
+    session: int
+    path: Path
+    mode: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rmdir(Command):
+    """Removes an empty directory. Value: {}."""
+
+    session: int
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Remove(Command):
+    """Removes a file's name, and the user's partial of that name. Value: {"uploads": [ids whose partial went]}."""
+
+    session: int
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Rename(Command):
+    """Renames. `replace` is posix-rename@openssh.com: an existing target is replaced atomically. Value: {}."""
+
+    session: int
+    source: Path
+    target: Path
+    replace: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SetStat(Command):
+    """Sets attributes of a name, or of an open file by its id if `file` is not 0. A size other than the present one is
+    an upload's business and is Rejected(INVALID) here. Value: {}.
+    """
+
+    session: int
+    path: Path
+    attrs: Attrs
+    file: int = 0
+
+
+COMMANDS: dict[int, type[Command]] = {
+    1: NoOp,
+    2: Bootstrap,
+    3: MemberBoot,
+    4: ExpireMember,
+    10: UserAdd,
+    11: UserSet,
+    12: UserRemove,
+    13: UserKeyAdd,
+    14: UserKeyRemove,
+    20: Login,
+    21: LoginRefused,
+    22: Logout,
+    30: OpenRead,
+    31: ReadEnd,
+    32: BeginUpload,
+    33: Checkpoint,
+    34: Publish,
+    35: EndUpload,
+    40: Mkdir,
+    41: Rmdir,
+    42: Remove,
+    43: Rename,
+    44: SetStat,
+}
+"""Numbers on the wire and on disk: never reused, never changed."""
+
+__all__ = ["EMPTY", *sorted(c.__name__ for c in COMMANDS.values())]

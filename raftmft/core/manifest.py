@@ -1,0 +1,73 @@
+"""A file's content as chunk ids: O(1) bytes in Raft whatever the file's size.
+
+A *chunk* is CHUNK_SIZE bytes of a file (the last one may be shorter), named by its BLAKE3 digest. A manifest holds
+either the ids of the data chunks (depth 0) or the ids of *index chunks* (depth 1), each of which is the plain
+concatenation of up to IDS_PER_INDEX data-chunk ids and is itself stored as a chunk. With INLINE_IDS = 64 a manifest
+never exceeds 2 KiB of ids and reaches 64 x 32768 x 1 MiB = 2 TiB.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CHUNK_SIZE = 1 << 20
+ID_SIZE = 32
+INLINE_IDS = 64
+IDS_PER_INDEX = CHUNK_SIZE // ID_SIZE
+MAX_FILE_SIZE = INLINE_IDS * IDS_PER_INDEX * CHUNK_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Size in bytes, depth (0: `ids` name data chunks; 1: index chunks), and the ids, concatenated."""
+
+    size: int
+    depth: int = 0
+    ids: bytes = b""
+
+    def id_list(self) -> list[bytes]:
+        """The ids held directly: data chunks at depth 0, index chunks at depth 1."""
+        return split_ids(self.ids)
+
+    @property
+    def chunk_count(self) -> int:
+        """How many data chunks the file has."""
+        return chunk_count(self.size)
+
+    def problem(self) -> str | None:
+        """None if the manifest is well formed, else one line that says what is wrong."""
+        if not (isinstance(self.size, int) and 0 <= self.size <= MAX_FILE_SIZE):
+            return f"size must be 0..{MAX_FILE_SIZE}, not {self.size!r}"
+        if self.depth not in (0, 1) or not isinstance(self.ids, bytes):
+            return f"depth must be 0 or 1 and ids bytes, not {self.depth!r}"
+        want = chunk_count(self.size)
+        if self.depth == 1:
+            want = -(-want // IDS_PER_INDEX)
+        if want > INLINE_IDS or len(self.ids) != want * ID_SIZE:
+            return f"{len(self.ids)} bytes of ids do not fit size {self.size} at depth {self.depth}"
+        return None
+
+
+EMPTY = Manifest(0)
+
+
+def chunk_count(size: int) -> int:
+    """How many chunks `size` bytes take."""
+    return -(-size // CHUNK_SIZE)
+
+
+def split_ids(ids: bytes) -> list[bytes]:
+    """The ids of a concatenation (a manifest's or an index chunk's)."""
+    return [ids[i : i + ID_SIZE] for i in range(0, len(ids), ID_SIZE)]
+
+
+def pack_ids(size: int, data_ids: list[bytes]) -> tuple[Manifest, list[bytes]]:
+    """The index chunks' *contents* that `data_ids` need (empty list at depth 0), and a manifest with depth set.
+
+    At depth 0 the manifest is complete. At depth 1 its `ids` is empty: the caller stores each content as a chunk and
+    fills in their ids (core hashes nothing).
+    """
+    if len(data_ids) <= INLINE_IDS:
+        return Manifest(size, 0, b"".join(data_ids)), []
+    contents = [b"".join(data_ids[i : i + IDS_PER_INDEX]) for i in range(0, len(data_ids), IDS_PER_INDEX)]
+    return Manifest(size, 1, b""), contents
