@@ -44,9 +44,16 @@ def make_tree(top: Path, seed: int) -> int:
     """A tree as people have it: nested folders, odd names, empty, small, chunk-edge and large files."""
     rng = random.Random(seed)
     sizes = {
-        "empty": 0, "one byte": 1, "notes.txt": 4096, "edge-minus.bin": (1 << 20) - 1, "edge.bin": 1 << 20,
-        "edge-plus.bin": (1 << 20) + 1, "Übersicht 2026.pdf": 300_000, "deep/er/still/file.dat": 70_000,
-        "month/report.csv": 2_500_000, "video/large.bin": 40 << 20,
+        "empty": 0,
+        "one byte": 1,
+        "notes.txt": 4096,
+        "edge-minus.bin": (1 << 20) - 1,
+        "edge.bin": 1 << 20,
+        "edge-plus.bin": (1 << 20) + 1,
+        "Übersicht 2026.pdf": 300_000,
+        "deep/er/still/file.dat": 70_000,
+        "month/report.csv": 2_500_000,
+        "video/large.bin": 40 << 20,
     }
     for number in range(40):
         sizes[f"invoices/{number:03}.xml"] = rng.randrange(200, 20_000)
@@ -79,8 +86,11 @@ class Story:
     def start(self) -> None:
         """`raftmft dev`, until cluster.json stands."""
         log = open(self.folder / "dev.log", "wb")
-        self.processes.append(subprocess.Popen(
-            [RAFTMFT, "dev", "--nodes", "3", "--dir", str(self.folder / "cluster")], stdout=log, stderr=log))
+        self.processes.append(
+            subprocess.Popen(
+                [RAFTMFT, "dev", "--nodes", "3", "--dir", str(self.folder / "cluster")], stdout=log, stderr=log
+            )
+        )
         where = self.folder / "cluster" / "cluster.json"
 
         def ready():
@@ -100,9 +110,28 @@ class Story:
         """OpenSSH's sftp to a node as the demo user, host key checked, batch from standard input."""
         host, port = self.node(name)["sftp"].rsplit(":", 1)
         user = self.cluster["users"][0]
-        return ["sftp", "-q", "-b", "-", "-P", port, "-i", user["key"], "-F", "/dev/null", *options,
-                "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes",
-                "-o", f"UserKnownHostsFile={self.cluster['known_hosts']}", f"{user['name']}@{host}"]
+        return [
+            "sftp",
+            "-q",
+            "-b",
+            "-",
+            "-P",
+            port,
+            "-i",
+            user["key"],
+            "-F",
+            "/dev/null",
+            *options,
+            "-o",
+            "IdentitiesOnly=yes",
+            "-o",
+            "BatchMode=yes",
+            "-o",
+            "StrictHostKeyChecking=yes",
+            "-o",
+            f"UserKnownHostsFile={self.cluster['known_hosts']}",
+            f"{user['name']}@{host}",
+        ]
 
     def sftp(self, name: str, batch: str) -> None:
         """Runs a batch; DemoFailed if the client does."""
@@ -156,8 +185,12 @@ def tell(story: Story, folder: Path) -> None:
     big.write_bytes(random.Random(2).randbytes(160 << 20))
     say(f"second upload, 168 MB through the leader {leader}; it will be killed in the middle")
     # -l holds the client to about 20 MB/s, so that the kill falls into the middle of the file.
-    client = subprocess.Popen(story.sftp_command(leader, "-l", "160000"), stdin=subprocess.PIPE,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    client = subprocess.Popen(
+        story.sftp_command(leader, "-l", "160000"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     story.processes.append(client)
     client.stdin.write(f"put {big} big.bin\n".encode())
     client.stdin.close()
@@ -172,19 +205,27 @@ def tell(story: Story, folder: Path) -> None:
     if client.returncode == 0:
         raise DemoFailed("the client of the killed node says that all went well")
     now = wait_for("a new leader", lambda: (s := story.status(survivor))["leader"] not in (None, leader) and s, 10)
-    say(f"{now['leader']} leads {time.monotonic() - killed:.1f} s after the kill, term {now['term']}; "
-        f"verdict {now['verdict']}")
-    wait_for("the survivors to take the upload on",
-             lambda: subprocess.run(story.sftp_command(survivor), input=b"ls -l\n", capture_output=True,
-                                    timeout=60).returncode == 0, 15)
+    say(
+        f"{now['leader']} leads {time.monotonic() - killed:.1f} s after the kill, term {now['term']}; "
+        f"verdict {now['verdict']}"
+    )
+    wait_for(
+        "the survivors to take the upload on",
+        lambda: (
+            subprocess.run(story.sftp_command(survivor), input=b"ls -l\n", capture_output=True, timeout=60).returncode
+            == 0
+        ),
+        15,
+    )
     begun = time.monotonic()
     story.sftp(survivor, f"reput {big} big.bin\n")
     say(f"carried on through {survivor} (sftp reput) in {time.monotonic() - begun:.1f} s")
 
     say(f"starting {leader} again: raftmft node --data-dir {story.node(leader)['data_dir']}")
     log = open(folder / "restarted.log", "wb")
-    story.processes.append(subprocess.Popen(
-        [RAFTMFT, "node", "--data-dir", story.node(leader)["data_dir"]], stdout=log, stderr=log))
+    story.processes.append(
+        subprocess.Popen([RAFTMFT, "node", "--data-dir", story.node(leader)["data_dir"]], stdout=log, stderr=log)
+    )
     begun = time.monotonic()
     story.raftmft("status", "--wait", "ready", "--data-dir", story.node(leader)["data_dir"])
     say(f"{leader} is back and has what it missed after {time.monotonic() - begun:.1f} s")

@@ -1,0 +1,5 @@
+"""python -m raftmft"""
+
+from raftmft.cli.main import main
+
+main()

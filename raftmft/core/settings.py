@@ -1,0 +1,84 @@
+"""What the cluster agreed on for good: its name and id, host key, sealed secrets, number of copies, placement epoch."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from raftmft.core.commands import Bootstrap
+from raftmft.core.outcome import Code
+from raftmft.core.state import Refuse, State
+
+T = TypeVar("T", str, int, bytes)
+MAX_REPLICAS = 16
+
+
+class Settings:
+    """Read side, and `write_bootstrap` for the entry that makes the cluster. Empty values before that."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._placement: int | None = None
+
+    def get(self, key: str, default: T) -> T:
+        """The value of a setting, which is of the default's type, or the default."""
+        row = self._state.db.execute("SELECT value FROM settings WHERE key = ?", (key,)).fetchone()
+        return default if row is None else row[0]
+
+    @property
+    def is_bootstrapped(self) -> bool:
+        """True once the cluster was made."""
+        return self.placement != 0
+
+    @property
+    def cluster(self) -> str:
+        """The cluster's name."""
+        return self.get("cluster", "")
+
+    @property
+    def cluster_id(self) -> str:
+        """The id that no other cluster has."""
+        return self.get("cluster_id", "")
+
+    @property
+    def host_public_key(self) -> str:
+        """The SSH host key's public line."""
+        return self.get("host_public_key", "")
+
+    @property
+    def sealed_host_key(self) -> bytes:
+        """The SSH host key, sealed with the cluster key."""
+        return self.get("sealed_host_key", b"")
+
+    @property
+    def sealed_ca_key(self) -> bytes:
+        """The authority's key, sealed with the cluster key."""
+        return self.get("sealed_ca_key", b"")
+
+    @property
+    def replicas(self) -> int:
+        """How many members should hold each chunk (R)."""
+        return self.get("replicas", 3)
+
+    @property
+    def placement(self) -> int:
+        """The placement epoch: the Raft index of the last change of the member list; 0 before the bootstrap."""
+        if self._placement is None:
+            self._placement = self.get("placement", 0)
+        return self._placement
+
+    def forget(self) -> None:
+        """Drops what is held in memory, after a rollback."""
+        self._placement = None
+
+    def write_bootstrap(self, command: Bootstrap) -> None:
+        """Stores what `command` fixes; the member list is members.py's. Refuses what is no sane cluster."""
+        if not command.cluster or not command.cluster_id:
+            raise Refuse(Code.INVALID, "a cluster needs a name and an id")
+        if not 1 <= command.replicas <= MAX_REPLICAS:
+            raise Refuse(Code.INVALID, f"replicas must be 1..{MAX_REPLICAS}, not {command.replicas}")
+        values = {"cluster": command.cluster, "cluster_id": command.cluster_id,
+                  "host_public_key": command.host_public_key, "sealed_host_key": command.sealed_host_key,
+                  "sealed_ca_key": command.sealed_ca_key, "replicas": command.replicas,
+                  "placement": self._state.index}
+        self._state.db.executemany("INSERT INTO settings VALUES (?, ?)", values.items())
+        self._placement = self._state.index

@@ -1,0 +1,251 @@
+"""The node process: what it is made of, in the order in which each part may rely on those before it.
+
+ 1. data directory, locked; keys; settings          nothing else may touch the files
+ 2. state machine, journal, replica, driver         Raft can vote and apply; nothing is served yet
+ 3. chunk store                                     peers can put and get chunks
+ 4. peer links and listener, gossip                 the others see us; an election can be won
+ 5. leader's duties, this member's epoch            commands can be proposed
+ 6. workers, front door                             clients are served
+ 7. admin API                                       open from 4 on, so that people can watch
+
+A part that fails takes the node down: a node that cannot sync, apply or listen must not pretend to serve.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from raftmft import __version__
+from raftmft.cluster import hello
+from raftmft.cluster.bulk import BulkPool
+from raftmft.cluster.bulk_server import BulkServer
+from raftmft.cluster.certificates import client_context, load_member, server_context, unseal
+from raftmft.cluster.fetcher import Fetcher
+from raftmft.cluster.gossip import Gossip
+from raftmft.cluster.holdings import Holdings
+from raftmft.cluster.links import PeerLinks
+from raftmft.cluster.listener import PeerListener
+from raftmft.cluster.relay import PrefaceGuard, RelayDoor, relay
+from raftmft.cluster.repairer import Repairer
+from raftmft.cluster.replicator import Replicator
+from raftmft.core.membership import Load
+from raftmft.node import admin
+from raftmft.node.api import Api, build
+from raftmft.node.chunks import Chunks
+from raftmft.node.datadir import DataDir
+from raftmft.node.dispatch import Dispatch
+from raftmft.node.epoch import Epoch
+from raftmft.node.files import Files
+from raftmft.node.frontdoor import FrontDoor
+from raftmft.node.genesis import HOST_KEY, bootstrap_command
+from raftmft.node.leader import LeaderDuties
+from raftmft.node.logins import Logins
+from raftmft.node.quorum import QuorumWatch
+from raftmft.node.settings import Settings
+from raftmft.node.sockets import Listeners
+from raftmft.node.state import close_state, open_state
+from raftmft.node.status import describe
+from raftmft.node.storage import NodeStorage
+from raftmft.node.view import ClusterView
+from raftmft.node.workers import Worker, Workers
+from raftmft.raft.driver import RaftDriver
+from raftmft.raft.journal import Journal
+from raftmft.raft.replica import Replica
+from raftmft.wire.preface import Preface
+
+log = logging.getLogger(__name__)
+
+LOAD_EVERY_S = 0.25
+LOGIN_LIMIT_S = 30
+WINDOW_CHUNKS = 8
+RAFT = "raft"
+REPAIR_KICK_EVERY_S = 1.0
+
+
+class Node:
+    """One node. `run` serves until `stop` is set, then drains for `drain_s` and leaves everything clean."""
+
+    def __init__(self, data_dir: DataDir, settings: Settings, listeners: Listeners) -> None:
+        self.data_dir, self.settings, self.listeners = data_dir, settings, listeners
+        self.stop = trio.Event()
+        self.drain_s = float(settings.drain_timeout_s)
+        seed = self.seed = data_dir.read_seed()
+        self.me = seed.me
+        cluster_key = data_dir.cluster_key.read_bytes()
+        load_member(data_dir.certificates)
+        self.host_key = unseal(cluster_key, HOST_KEY, bytes.fromhex(seed.sealed_host_key))
+        self._make_raft()
+        self._make_store()
+        self._make_links(cluster_key)
+        self._make_service()
+
+    # --- parts ------------------------------------------------------------------------------------
+    def _make_raft(self) -> None:
+        self.state = open_state(self.data_dir)
+        journal = Journal(str(self.data_dir.journal))
+        self.replica = Replica(self.me, [m.id for m in self.seed.members], journal, self.state)
+        self.driver = RaftDriver(self.replica, lambda member, body: self.links.send(member, RAFT, body))
+
+    def _make_store(self) -> None:
+        # The nanoseconds keep segment names of one process apart from those of the one before.
+        self.run_name = f"{time.time_ns():x}"
+        self.storage = NodeStorage(self.data_dir.chunks, f"node{self.run_name}", self.settings.segment_bytes)
+        self.holdings = Holdings(self.storage)
+
+    def _make_links(self, cluster_key: bytes) -> None:
+        files = self.data_dir.certificates
+        me = hello.Self(self.me, self.seed.cluster_id, server_context(files), client_context(files))
+        spec = self.seed.member(self.me)
+        self.gossip = Gossip(self.me, (self.settings.listen, self.settings.gossip_port), cluster_key,
+                             lambda: {m.id: (m.host, m.gossip_port) for m in self.view.members()})
+        self.view = ClusterView(self.seed, self.state, self.driver, self.gossip)
+        self.links = PeerLinks(me, self.view.peer_addresses, self.view.directory,
+                               on_up=self.driver.peer_connected, on_down=self.driver.peer_disconnected)
+        self.links.on_message(RAFT, self.driver.receive)
+        self.pool = BulkPool(lambda member: hello.dial(
+            me, member, self.view.peer_addresses()[member], "bulk", self.view.directory))
+        self.replicator = Replicator(self.me, self.pool.put, self.view.alive, self.view.ranking)
+        self.fetcher = Fetcher(self.me, self.pool.get, self.holdings, self.view.alive, self.view.ranking)
+        self.repairer = Repairer(self.state.machine.namespace.manifests_since, self.view.owns,
+                                 lambda: self.state.applied, self.holdings, self.fetcher, self.data_dir.repair_mark)
+        self.bulk = BulkServer(self.holdings, on_damaged=self.repairer.damaged)
+        self.prefaces = PrefaceGuard(cluster_key, self.me)
+        self.listener = PeerListener(me, self.view.directory, on_control=self.links.serve, on_bulk=self.bulk.serve,
+                                     on_relay=RelayDoor(self.prefaces, self._relayed).take)
+        log.debug("this member is %s at %s", spec.name, spec.host)
+
+    def _make_service(self) -> None:
+        self.epoch = Epoch(self.driver, self.me)
+        self.logins = Logins(self.state, self.epoch, self.me)
+        self.chunks = Chunks(self.me, self.storage, self.replicator, self.fetcher, self.repairer, self.view.storing,
+                             self.view.replicas)
+        self.files = Files(self.state, self.epoch, self.chunks)
+        self.dispatch = Dispatch(self.epoch, self.logins, self.files, self.chunks, self._greet)
+        self.workers = Workers(self.settings.worker_count, self.dispatch.handle, self._worker_gone,
+                               lambda start: f"worker{self.run_name}x{start}")
+        self.door = FrontDoor(self.me, self.workers, self.view.choose, self._relay)
+        self.duties = LeaderDuties(self.driver, self.state, bootstrap_command(self.seed), self.view.dead)
+        self.watch = QuorumWatch(self.epoch, self.view.has_quorum, self.workers.kill_all_sessions)
+        self.api = Api(self.state, self.epoch, lambda: describe(self.view.facts()), self._not_ready, self._list_members)
+
+    # --- life -------------------------------------------------------------------------------------
+    async def run(self) -> None:
+        """Serves until `stop`; raises what took a part down. On return all is on disk and marked clean."""
+        async with trio.open_nursery() as nursery:
+            for part in (self.holdings.run, self.links.run, self.pool.run, self.replicator.run, self.driver.run,
+                         self.gossip.run, self.duties.run, self._report_load, self._serve_admin):
+                nursery.start_soon(part)
+            nursery.start_soon(self.listener.serve, self.listeners.peer)
+            nursery.start_soon(self._serve_clients)
+            await self.stop.wait()
+            await self._drain()
+            nursery.cancel_scope.cancel()
+        self.storage.close()
+        close_state(self.state, self.data_dir)
+
+    async def _serve_clients(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.workers.run)
+            await self.epoch.begin()
+            for part in (self.logins.run, self.files.run, self.repairer.run, self.watch.run, self._kick_repairer):
+                nursery.start_soon(part)
+            nursery.start_soon(self.door.run, trio.socket.from_stdlib_socket(self.listeners.sftp))
+            notify_systemd("READY=1")
+
+    async def _drain(self) -> None:
+        log.info("stopping: sessions get %.0f s to end", self.drain_s)
+        notify_systemd("STOPPING=1")
+        self.door.close()
+        await self.workers.drain(self.drain_s)
+        with trio.move_on_after(2):
+            await self.files.finish()
+            await self.logins.finish()
+
+    async def _serve_admin(self) -> None:
+        token = self.data_dir.admin_token.read_bytes().strip()
+        stopped = trio.Event()
+        async with trio.open_nursery() as nursery:
+            app = build(self.api.open_routes() + self.api.routes())
+            nursery.start_soon(admin.run, app, self.listeners.admin_unix, None, stopped)
+            nursery.start_soon(admin.run, app, self.listeners.admin, token, stopped)
+
+    async def _report_load(self) -> None:
+        cpu, at = time.process_time(), trio.current_time()
+        before = 0
+        while True:
+            await trio.sleep(LOAD_EVERY_S)
+            elapsed = trio.current_time() - at
+            used, at = time.process_time() - cpu, trio.current_time()
+            cpu += used
+            workers = list(self.workers.live.values())
+            moved = sum(w.bytes_in + w.bytes_out for w in workers)
+            self.gossip.set_load(Load(
+                sessions=sum(w.load for w in workers), bytes_per_s=int(max(0, moved - before) / elapsed),
+                cpu=min(1.0, used / elapsed), disk_free=shutil.disk_usage(self.data_dir.path).free,
+                mode=self.seed.member(self.me).mode, applied_index=self.state.applied,
+                missing_chunks=self.repairer.missing, version=__version__,
+                has_quorum=self.view.has_quorum() and self.epoch.begun.is_set()))
+            before = moved
+
+    async def _kick_repairer(self) -> None:
+        seen = -1
+        while True:
+            total = self.state.machine.namespace.all_chunk_totals()[0]
+            if total != seen:
+                self.repairer.kick()
+                seen = total
+            await trio.sleep(REPAIR_KICK_EVERY_S)
+
+    # --- what the parts ask of the whole ----------------------------------------------------------
+    def _greet(self, worker: Worker) -> dict[str, Any]:
+        return {"member": self.me, "name": self.settings.name, "host_key": self.host_key,
+                "store_dir": str(self.data_dir.chunks), "writer": worker.name,
+                "segment_bytes": self.settings.segment_bytes, "window_chunks": WINDOW_CHUNKS,
+                "login_timeout_s": LOGIN_LIMIT_S, "banner_version": f"raftmft_{__version__}"}
+
+    async def _worker_gone(self, worker: Worker) -> None:
+        await self.dispatch.worker_gone(worker)
+        await trio.to_thread.run_sync(self.storage.index.adopt_all, worker.name)
+
+    async def _relay(self, connection: trio.socket.SocketType, address: str, target: str) -> None:
+        host, port = self.view.peer_addresses()[target]
+        client_host, client_port = address.rsplit(":", 1)
+        preface = self.prefaces.make(target, client_host.strip("[]"), int(client_port))
+        sock = socket.socket(connection.family, connection.type, fileno=connection.detach())
+        await relay(sock, host, port, preface)
+
+    async def _relayed(self, sock: socket.socket, preface: Preface) -> None:
+        host = f"[{preface.address}]" if ":" in preface.address else preface.address
+        await self.door.arrived(trio.socket.from_stdlib_socket(sock), f"{host}:{preface.port}")
+
+    def _not_ready(self) -> str | None:
+        if not self.epoch.begun.is_set():
+            return "this node has not joined its cluster yet"
+        if not self.view.has_quorum():
+            return "no quorum"
+        if not self.workers.live:
+            return "no session worker runs yet"
+        if self.replica.can_apply() or self.repairer.missing or not self.repairer.caught_up:
+            return "this node still fetches what it missed"
+        return None
+
+    def _list_members(self) -> list[dict[str, Any]]:
+        return [{"name": m.name, "id": m.id, "mode": m.mode, "weight": m.weight, "host": m.host,
+                 "sftp_port": m.sftp_port, "peer_port": m.peer_port, "gossip_port": m.gossip_port}
+                for m in self.view.members()]
+
+
+def notify_systemd(state: str) -> None:
+    """Tells systemd (Type=notify) how we are; does nothing elsewhere."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if path:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else str(Path(path)))

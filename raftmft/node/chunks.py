@@ -1,0 +1,144 @@
+"""The node's side of chunk content: where chunks lie here, how many others hold those of a running upload, fetching.
+
+A worker appends a chunk to its own segment and says so (`chunk.put`) before its fdatasync; the node copies it to the
+other owners meanwhile and answers when enough of them hold it durably. The worker's own copy counts through the fact
+that it sends publish or checkpoint only after its fdatasync.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+
+from raftmft.cluster.fetcher import Fetcher
+from raftmft.cluster.repairer import Repairer
+from raftmft.cluster.replicator import Replicator
+from raftmft.core import placement
+from raftmft.core.errors import RaftmftError
+from raftmft.core.manifest import CHUNK_SIZE, ID_SIZE
+from raftmft.node.storage import NodeStorage
+from raftmft.node.workers import Worker
+from raftmft.store.segments import Location
+
+log = logging.getLogger(__name__)
+
+MOST_IDS_A_REQUEST = 4096
+FETCH_LIMIT_S = 30.0
+
+
+@dataclass(slots=True)
+class Upload:
+    """What the node knows of a running upload: who writes it, and which puts are under way or failed."""
+
+    worker: Worker
+    pending: int = 0
+    failed: str = ""
+    ended: bool = field(default=False)
+
+
+class Chunks:
+    """Serves the chunk.* requests. `members` gives (id, weight) of those that store; `replicas` is R."""
+
+    def __init__(self, me: str, storage: NodeStorage, replicator: Replicator, fetcher: Fetcher, repairer: Repairer,
+                 members: Callable[[], list[tuple[str, int]]], replicas: Callable[[], int]) -> None:
+        self._me, self._storage = me, storage
+        self._replicator, self._fetcher, self._repairer = replicator, fetcher, repairer
+        self._members, self._replicas = members, replicas
+        self._uploads: dict[int, Upload] = {}
+
+    def locate(self, ids: list[bytes]) -> list[list[Any] | None]:
+        """[segment, offset, length] of each chunk that lies here, else None."""
+        found = (self._storage.find(i) for i in ids)
+        return [None if location is None else list(location) for location in found]
+
+    def begin(self, upload: int, worker: Worker) -> None:
+        """An upload was begun by this worker."""
+        self._uploads[upload] = Upload(worker)
+
+    def end(self, upload: int) -> None:
+        """The upload is published or given up."""
+        known = self._uploads.pop(upload, None)
+        if known is not None:
+            known.ended = True
+
+    def forget(self, worker: Worker) -> None:
+        """The worker is gone, and with it its uploads."""
+        for upload in [u for u, known in self._uploads.items() if known.worker is worker]:
+            self.end(upload)
+
+    def check_all_held(self, upload: int) -> None:
+        """Raises RaftmftError unless every chunk put of the upload was answered well."""
+        known = self._uploads.get(upload)
+        if known is None:
+            raise RaftmftError("the upload has ended")
+        if known.failed or known.pending:
+            raise RaftmftError(known.failed or f"{known.pending} chunks are not replicated yet")
+
+    async def put(self, worker: Worker, args: dict[str, Any]) -> dict[str, Any]:
+        """Takes a chunk that the worker appended into the index and onto enough other owners.
+
+        Returns when a write quorum holds it, the worker's own copy counted if this member is an owner. Raises
+        RaftmftError, and the upload can no longer be published, if too few owners can be reached.
+        """
+        chunk_id, location = _id(args["id"]), _location(args)
+        upload = self._uploads.get(int(args["upload"]))
+        if upload is None or upload.worker is not worker:
+            raise RaftmftError("the upload has ended")
+        members = self._members()
+        replicas = len(members) if args.get("index") else min(self._replicas(), len(members))
+        owners = placement.owners(chunk_id, members, replicas)
+        quorum = placement.write_quorum(min(self._replicas(), len(members)))
+        need = quorum - (1 if self._me in owners else 0)
+        upload.pending += 1
+        try:
+            self._storage.index.add(chunk_id, location)
+            # Not verified here: who receives it verifies its hash.
+            await self._replicator.put(chunk_id, lambda: self._storage.reader.read(location), owners, need)
+        except BaseException as error:
+            upload.failed = f"a chunk could not be copied to {need} other members: {error}"
+            raise
+        finally:
+            upload.pending -= 1
+        return {}
+
+    async def locate_request(self, args: dict[str, Any]) -> dict[str, Any]:
+        """chunk.locate."""
+        ids = [_id(i) for i in args["ids"]]
+        if len(ids) > MOST_IDS_A_REQUEST:
+            raise RaftmftError(f"at most {MOST_IDS_A_REQUEST} ids a request")
+        return {"locations": self.locate(ids)}
+
+    async def fetch(self, args: dict[str, Any]) -> dict[str, Any]:
+        """chunk.fetch: brings a chunk here from any member that holds it; RaftmftError if none does."""
+        chunk_id = _id(args["id"])
+        with trio.move_on_after(FETCH_LIMIT_S):
+            place = await self._fetcher.fetch(chunk_id)
+            return {"location": [place.segment, place.offset, place.length]}
+        raise RaftmftError(f"a chunk of this file did not come within {FETCH_LIMIT_S:.0f} s; try again")
+
+    async def bad(self, args: dict[str, Any]) -> None:
+        """chunk.bad: the copy at this place fails its hash. It is forgotten, and repaired from another member."""
+        chunk_id = _id(args["id"])
+        location = self._storage.find(chunk_id)
+        if location is not None and (location.segment, location.offset) == (args["segment"], args["offset"]):
+            log.error("chunk %s at %s:%d is damaged; it is repaired from another member",
+                      chunk_id.hex()[:16], location.segment, location.offset)
+            self._storage.forget(chunk_id, location)
+            self._repairer.damaged(chunk_id)
+
+
+def _id(value: Any) -> bytes:
+    if not isinstance(value, bytes) or len(value) != ID_SIZE:
+        raise ValueError("a chunk id must be 32 bytes")
+    return value
+
+
+def _location(args: dict[str, Any]) -> Location:
+    segment, offset, length = str(args["segment"]), int(args["offset"]), int(args["length"])
+    if "/" in segment or offset < 0 or not 0 < length <= CHUNK_SIZE:
+        raise ValueError("not a place of a chunk")
+    return Location(segment, offset, length)

@@ -1,0 +1,191 @@
+"""The data directory of one node: where each thing stands, whose it is, and that one process has it at a time.
+
+raftmft.toml   settings of this host          seed.json   cluster id, first members (no secrets)
+keys/          ca.crt node.crt node.key cluster.key (0700; files 0600)
+raft/journal   the Raft log, term and vote    state/      the state machine's SQLite file
+chunks/        segments                       admin.sock, admin.token (0600), node.pid, lock
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import stat
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from raftmft.cluster.certificates import CertificateFiles, write_file
+from raftmft.core.commands import MemberSpec
+from raftmft.core.errors import ConfigError
+
+SEED_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """What a node must know before it has any state: the cluster and its first members. Sealed keys are in hex."""
+
+    cluster: str
+    cluster_id: str
+    me: str
+    members: tuple[MemberSpec, ...]
+    replicas: int
+    host_public_key: str
+    sealed_host_key: str
+    sealed_ca_key: str
+
+    def member(self, member_id: str) -> MemberSpec:
+        """The member with this id."""
+        return next(m for m in self.members if m.id == member_id)
+
+
+class DataDir:
+    """Paths below one data directory. Opening it does not lock it; `lock()` does."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).absolute()
+        self._lock_fd = -1
+
+    @property
+    def keys(self) -> Path:
+        """The folder of this member's secrets."""
+        return self.path / "keys"
+
+    @property
+    def certificates(self) -> CertificateFiles:
+        """This member's TLS files."""
+        return CertificateFiles(self.keys / "ca.crt", self.keys / "node.crt", self.keys / "node.key")
+
+    @property
+    def cluster_key(self) -> Path:
+        """The key that seals the secrets in the replicated state and signs gossip and prefaces."""
+        return self.keys / "cluster.key"
+
+    @property
+    def chunks(self) -> Path:
+        """The folder of chunk segments."""
+        return self.path / "chunks"
+
+    @property
+    def journal(self) -> Path:
+        """The Raft journal."""
+        return self.path / "raft" / "journal"
+
+    @property
+    def state(self) -> Path:
+        """The state machine's SQLite file."""
+        return self.path / "state" / "state.db"
+
+    @property
+    def clean_mark(self) -> Path:
+        """Stands only while the state file is whole on disk: made at a clean stop, removed at start."""
+        return self.path / "state" / "clean"
+
+    @property
+    def repair_mark(self) -> Path:
+        """Through which Raft index this member holds the chunks it should."""
+        return self.path / "repair.mark"
+
+    @property
+    def admin_socket(self) -> Path:
+        """The admin API's Unix socket."""
+        return self.path / "admin.sock"
+
+    @property
+    def admin_token(self) -> Path:
+        """The token for the admin API over TCP."""
+        return self.path / "admin.token"
+
+    @property
+    def pid_file(self) -> Path:
+        """The running node's process id."""
+        return self.path / "node.pid"
+
+    def make(self) -> None:
+        """Makes the folders, 0700. Raises ConfigError if the directory is used already or cannot be made."""
+        try:
+            if self.path.exists() and any(self.path.iterdir()):
+                raise ConfigError(f"{self.path} is not empty; give an empty or new directory")
+            for folder in (self.path, self.keys, self.chunks, self.journal.parent, self.state.parent):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.chmod(self.path, 0o700)
+        except NotADirectoryError:
+            raise ConfigError(f"{self.path} is not a directory; give an empty or new directory") from None
+        except OSError as error:
+            raise ConfigError(f"{self.path} cannot be made: {error.strerror}") from None
+
+    def check_owner(self) -> None:
+        """Refuses a directory of another user, or one that others may read. Raises ConfigError."""
+        try:
+            info = self.path.stat()
+        except OSError as error:
+            raise ConfigError(
+                f"{self.path}: {error.strerror}; make a node there with raftmft init or raftmft dev"
+            ) from None
+        if not stat.S_ISDIR(info.st_mode):
+            raise ConfigError(f"{self.path} is not a directory")
+        if info.st_uid != os.geteuid():
+            raise ConfigError(f"{self.path} belongs to user {info.st_uid}, not to {os.geteuid()}; run as its owner")
+        if info.st_mode & 0o077:
+            raise ConfigError(f"{self.path} is open to other users; run chmod 700 {self.path}")
+
+    def lock(self) -> None:
+        """Takes the directory for this process until it ends. Raises ConfigError if another node runs on it."""
+        fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            running = self.pid_file.read_text().strip() if self.pid_file.exists() else "unknown"
+            raise ConfigError(f"{self.path} is in use by a running node (pid {running}); stop it first") from None
+        self._lock_fd = fd
+
+    def write_seed(self, seed: Seed) -> None:
+        """Writes seed.json."""
+        write_file(self.path / "seed.json", json.dumps({"format": SEED_FORMAT, **asdict(seed)}, indent=1).encode())
+
+    def read_seed(self) -> Seed:
+        """Reads seed.json. Raises ConfigError."""
+        path = self.path / "seed.json"
+        try:
+            table = json.loads(path.read_bytes())
+            if table.pop("format") != SEED_FORMAT:
+                raise ConfigError(f"{path} is of another format than {SEED_FORMAT}; run the version that wrote it")
+            table["members"] = tuple(MemberSpec(**m) for m in table["members"])
+            seed = Seed(**table)
+            seed.member(seed.me)
+            return seed
+        except FileNotFoundError:
+            raise ConfigError(f"{path} is missing; make a node there with raftmft init or raftmft dev") from None
+        except (ValueError, TypeError, KeyError, StopIteration, AttributeError, OSError) as error:
+            raise ConfigError(f"{path} is damaged ({type(error).__name__}); restore it from another copy") from None
+
+    def take_clean_mark(self) -> bool:
+        """True if the last stop was clean. The mark is gone from the disk before this returns, so that a crash from
+        now on is seen as one.
+        """
+        try:
+            self.clean_mark.unlink()
+        except FileNotFoundError:
+            return False
+        sync_folder(self.clean_mark.parent)
+        return True
+
+    def leave_clean_mark(self) -> None:
+        """Says that the (closed) state file is whole: synced first, then marked."""
+        fd = os.open(self.state, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        write_file(self.clean_mark, b"clean\n")
+
+
+def sync_folder(path: Path) -> None:
+    """Makes renames and new names in a folder durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

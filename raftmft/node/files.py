@@ -1,0 +1,159 @@
+"""What workers ask about names: each request becomes a command, or a barrier and a local read.
+
+Nothing here is decided: `core` decides, in `apply`. This file checks the shape of what a worker sent (a worker is not
+trusted with more than its own sessions), adds the locations of chunks that lie here, and batches the ends of reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from raftmft.core import commands as c
+from raftmft.core.errors import RaftmftError
+from raftmft.core.manifest import Manifest, split_ids
+from raftmft.core.outcome import Code, Rejection
+from raftmft.node.batches import Batcher
+from raftmft.node.chunks import Chunks
+from raftmft.node.epoch import Epoch
+from raftmft.node.link import Rejected
+from raftmft.node.state import ReplicatedState
+from raftmft.node.workers import Worker
+
+MOST_NAMES_A_PAGE = 1000
+READ_END_DELAY_S = 0.25
+READ_ENDS_AT_ONCE = 500
+READ_ENDS_WAITING = 50_000
+PUBLISH_LIMIT_S = 4.5
+_ATTRS = ("size", "mode", "uid", "gid", "atime", "mtime")
+
+
+class Files:
+    """Serves the fs.* and read.end requests of all workers."""
+
+    def __init__(self, state: ReplicatedState, epoch: Epoch, chunks: Chunks) -> None:
+        self._state, self._epoch, self._chunks = state, epoch, chunks
+        self._ends: Batcher[tuple[int, int, int, bool]] = Batcher(
+            self._commit_ends, delay_s=READ_END_DELAY_S, most_at_once=READ_ENDS_AT_ONCE,
+            most_waiting=READ_ENDS_WAITING)
+        self.operations: dict[str, Callable[[Worker, dict[str, Any]], Awaitable[Any]]] = {
+            "fs.stat": self._stat, "fs.list": self._list, "fs.open": self._open, "fs.begin": self._begin,
+            "fs.checkpoint": self._checkpoint, "fs.publish": self._publish, "fs.end": self._end,
+            "fs.mkdir": self._mkdir, "fs.rmdir": self._rmdir, "fs.remove": self._remove, "fs.rename": self._rename,
+            "fs.setstat": self._setstat, "read.end": self._read_end,
+        }
+
+    async def run(self) -> None:
+        """Commits ends of reads until cancelled."""
+        await self._ends.run()
+
+    async def finish(self) -> None:
+        """Commits the ends of reads that wait, at a clean stop."""
+        await self._ends.finish()
+
+    async def _stat(self, worker: Worker, args: dict[str, Any]) -> Any:
+        user = _user(worker, args)
+        await self._epoch.barrier()
+        return _answer(self._state.machine.namespace.stat(user, _path(args["path"])))
+
+    async def _list(self, worker: Worker, args: dict[str, Any]) -> Any:
+        user, after = _user(worker, args), args.get("after")
+        if after is None:
+            await self._epoch.barrier()  # later pages go on from what the first one was promised
+        limit = min(int(args["limit"]), MOST_NAMES_A_PAGE)
+        entries = _answer(self._state.machine.namespace.list(user, _path(args["path"]), after, limit + 1))
+        return {"entries": entries[:limit], "more": len(entries) > limit}
+
+    async def _open(self, worker: Worker, args: dict[str, Any]) -> Any:
+        value = await self._epoch.value(c.OpenRead(_session(worker, args), _path(args["path"])))
+        return {**value, "locations": self._chunks.locate(split_ids(value["ids"]))}
+
+    async def _begin(self, worker: Worker, args: dict[str, Any]) -> Any:
+        value = await self._epoch.value(c.BeginUpload(
+            _session(worker, args), _path(args["path"]), create=bool(args["create"]),
+            truncate=bool(args["truncate"]), exclusive=bool(args["exclusive"]), append=bool(args["append"]),
+            mode=_optional_int(args.get("mode"))))
+        self._chunks.begin(int(value["upload"]), worker)
+        return {**value, "locations": self._chunks.locate(split_ids(value["ids"]))}
+
+    async def _checkpoint(self, worker: Worker, args: dict[str, Any]) -> Any:
+        upload = int(args["upload"])
+        return await self._epoch.value(c.Checkpoint(
+            _session(worker, args), upload, _manifest(args), int(args["placement"])))
+
+    async def _publish(self, worker: Worker, args: dict[str, Any]) -> Any:
+        upload = int(args["upload"])
+        self._chunks.check_all_held(upload)
+        value = await self._epoch.value(c.Publish(
+            _session(worker, args), upload, _manifest(args), int(args["placement"]), str(args["digest"]),
+            _attrs(args["attrs"])), timeout_s=PUBLISH_LIMIT_S)
+        self._chunks.end(upload)
+        return value
+
+    async def _end(self, worker: Worker, args: dict[str, Any]) -> Any:
+        upload = int(args["upload"])
+        self._chunks.end(upload)
+        return await self._epoch.value(c.EndUpload(_session(worker, args), upload, bool(args["keep"])))
+
+    async def _mkdir(self, worker: Worker, args: dict[str, Any]) -> Any:
+        return await self._epoch.value(
+            c.Mkdir(_session(worker, args), _path(args["path"]), _optional_int(args.get("mode"))))
+
+    async def _rmdir(self, worker: Worker, args: dict[str, Any]) -> Any:
+        return await self._epoch.value(c.Rmdir(_session(worker, args), _path(args["path"])))
+
+    async def _remove(self, worker: Worker, args: dict[str, Any]) -> Any:
+        return await self._epoch.value(c.Remove(_session(worker, args), _path(args["path"])))
+
+    async def _rename(self, worker: Worker, args: dict[str, Any]) -> Any:
+        return await self._epoch.value(c.Rename(
+            _session(worker, args), _path(args["source"]), _path(args["target"]), bool(args["replace"])))
+
+    async def _setstat(self, worker: Worker, args: dict[str, Any]) -> Any:
+        return await self._epoch.value(c.SetStat(
+            _session(worker, args), _path(args["path"]), _attrs(args["attrs"]), int(args.get("file") or 0)))
+
+    async def _read_end(self, worker: Worker, args: dict[str, Any]) -> None:
+        self._ends.add((_session(worker, args), int(args["open"]), int(args["bytes"]), bool(args["ok"])))
+
+    async def _commit_ends(self, ends: list[tuple[int, int, int, bool]]) -> None:
+        await self._epoch.execute(c.ReadEnd(tuple(ends)))
+
+
+def _session(worker: Worker, args: dict[str, Any]) -> int:
+    session = int(args["session"])
+    if session not in worker.sessions:
+        raise Rejected(Code.NO_SESSION, "the session has ended")
+    return session
+
+
+def _user(worker: Worker, args: dict[str, Any]) -> str:
+    return worker.sessions[_session(worker, args)]
+
+
+def _path(value: Any) -> tuple[bytes, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, bytes) for name in value):
+        raise ValueError("a path must be a list of byte strings")
+    return tuple(value)
+
+
+def _optional_int(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def _attrs(value: dict[str, Any]) -> c.Attrs:
+    return c.Attrs(**{key: _optional_int(value.get(key)) for key in _ATTRS})
+
+
+def _manifest(args: dict[str, Any]) -> Manifest:
+    manifest = Manifest(int(args["size"]), int(args["depth"]), bytes(args["ids"]))
+    problem = manifest.problem()
+    if problem:
+        raise RaftmftError(f"the worker sent a malformed manifest: {problem}")
+    return manifest
+
+
+def _answer(value: Any) -> Any:
+    if isinstance(value, Rejection):
+        raise Rejected(value.code, value.text)
+    return value

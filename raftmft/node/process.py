@@ -1,0 +1,85 @@
+"""The life of the node process around the node: lock, pid file, signals, exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import signal
+
+import trio
+
+from raftmft.core.errors import ConfigError, RaftmftError
+from raftmft.node.app import Node
+from raftmft.node.datadir import DataDir
+from raftmft.node.logs import set_up
+from raftmft.node.settings import load
+from raftmft.node.sockets import open_listeners
+
+log = logging.getLogger(__name__)
+
+LEAST_FILES = 256
+
+
+def run_node(data_dir_path: str, drain_timeout_s: int | None) -> int:
+    """Runs the member of a data directory until it is told to stop; gives the exit code. Raises RaftmftError for what a
+    person must mend, with nothing changed.
+    """
+    data_dir = DataDir(data_dir_path)
+    data_dir.check_owner()
+    settings = load(data_dir.path)
+    _raise_file_limit()
+    data_dir.lock()
+    set_up(settings.log_level)
+    data_dir.pid_file.write_text(f"{os.getpid()}\n")
+    listeners = open_listeners(settings, data_dir)
+    try:
+        trio.run(_serve, data_dir, settings, listeners, drain_timeout_s)
+        return 0
+    except BaseExceptionGroup as group:
+        known, other = group.split((RaftmftError, OSError))
+        if other is not None or known is None:
+            raise
+        raise _first(known) from None
+    finally:
+        data_dir.pid_file.unlink(missing_ok=True)
+        data_dir.admin_socket.unlink(missing_ok=True)
+
+
+async def _serve(data_dir: DataDir, settings: object, listeners: object, drain_timeout_s: int | None) -> None:
+    node = Node(data_dir, settings, listeners)  # type: ignore[arg-type]
+    if drain_timeout_s is not None:
+        node.drain_s = float(drain_timeout_s)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_watch_signals, node)
+        await node.run()
+        nursery.cancel_scope.cancel()
+
+
+async def _watch_signals(node: Node) -> None:
+    """The first SIGTERM or SIGINT drains; a second SIGTERM, or a second SIGINT, ends the process at once."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            if node.stop.is_set():
+                log.warning("%s again: ending at once", signal.Signals(number).name)
+                os._exit(1)
+            log.info("%s: draining", signal.Signals(number).name)
+            node.stop.set()
+
+
+def _raise_file_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < LEAST_FILES:
+        raise ConfigError(
+            f"at most {hard} open files are allowed; raise the limit to {LEAST_FILES} or more (ulimit -n, "
+            f"or LimitNOFILE= in the unit)"
+        )
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

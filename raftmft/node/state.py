@@ -1,0 +1,58 @@
+"""The state machine as the node sees it: `apply` goes to the machine, and what was applied is told to those who asked.
+
+Also: opening it. The SQLite file is written without fsync (design 4), so after any stop that was not clean it is
+thrown away and made again from the journal.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from raftmft.core.machine import Entry, Machine, discard
+from raftmft.core.outcome import Outcome
+from raftmft.node.datadir import DataDir
+from raftmft.wire.commands import decode_outcome, encode_outcome
+
+log = logging.getLogger(__name__)
+Subscriber = Callable[[Sequence[Entry], Sequence[Outcome]], None]
+
+
+class ReplicatedState:
+    """A Machine with subscribers, who are called after the batch's commit and must neither block nor raise."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self._subscribers: list[Subscriber] = []
+
+    @property
+    def applied(self) -> int:
+        """The Raft index of the last applied entry."""
+        return self.machine.applied
+
+    def apply_batch(self, entries: Sequence[Entry]) -> list[Outcome]:
+        """Applies committed entries in one transaction."""
+        outcomes = self.machine.apply_batch(entries)
+        for subscriber in self._subscribers:
+            subscriber(entries, outcomes)
+        return outcomes
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Has `subscriber` called with every batch that is applied from now on."""
+        self._subscribers.append(subscriber)
+
+
+def open_state(data_dir: DataDir) -> ReplicatedState:
+    """The state as of the last clean stop, or an empty one that the journal will fill."""
+    path = str(data_dir.state)
+    if not data_dir.take_clean_mark():
+        if data_dir.state.exists():
+            log.info("the last stop was not clean; the state is made again from the journal")
+        discard(path)
+    return ReplicatedState(Machine(path, encode_outcome=encode_outcome, decode_outcome=decode_outcome))
+
+
+def close_state(state: ReplicatedState, data_dir: DataDir) -> None:
+    """Closes the state cleanly, so that the next start need not replay."""
+    state.machine.close()
+    data_dir.leave_clean_mark()

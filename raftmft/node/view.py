@@ -1,0 +1,113 @@
+"""The cluster as this node sees it: members from Raft, liveness and load from gossip, standing from Raft's driver."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from raftmft.cluster.gossip import Gossip
+from raftmft.core import placement, routing
+from raftmft.core.commands import MemberSpec
+from raftmft.node.datadir import Seed
+from raftmft.node.state import ReplicatedState
+from raftmft.node.status import Facts
+from raftmft.raft.driver import RaftDriver
+
+
+class ClusterView:
+    """Answers for the wiring: who is a member and where, who is alive, who owns a chunk, who gets a new session."""
+
+    def __init__(self, seed: Seed, state: ReplicatedState, driver: RaftDriver, gossip: Gossip) -> None:
+        self._seed, self._state, self._driver, self._gossip = seed, state, driver, gossip
+        self._routed: Counter[str] = Counter()
+        self._cached: tuple[MemberSpec, ...] | None = None
+
+    def members(self) -> tuple[MemberSpec, ...]:
+        """As Raft lists them; before the first entry was applied, as the seed does."""
+        if self._cached is None:
+            listed = tuple(self._state.machine.members.list())
+            if not listed:
+                return self._seed.members
+            self._cached = listed
+        return self._cached
+
+    def members_changed(self) -> None:
+        """The list of members in the state changed."""
+        self._cached = None
+
+    def member(self, member_id: str) -> MemberSpec | None:
+        """One member."""
+        return next((m for m in self.members() if m.id == member_id), None)
+
+    def directory(self) -> dict[str, str]:
+        """Certificate fingerprint -> member id."""
+        return {m.fingerprint: m.id for m in self.members()}
+
+    def peer_addresses(self) -> dict[str, tuple[str, int]]:
+        """Member id -> host and peer port."""
+        return {m.id: (m.host, m.peer_port) for m in self.members()}
+
+    def storing(self) -> list[tuple[str, int]]:
+        """(id, weight) of the members that store chunks."""
+        return [(m.id, m.weight) for m in self.members() if m.mode != "witness"]
+
+    def replicas(self) -> int:
+        """How many copies a chunk should have."""
+        return min(self._seed.replicas, len(self.storing()))
+
+    def ranking(self, chunk_id: bytes) -> tuple[str, ...]:
+        """All storing members in the order of a chunk's rendezvous."""
+        return placement.ranking(chunk_id, self.storing())
+
+    def owns(self, chunk_id: bytes) -> bool:
+        """Whether this member should hold the chunk."""
+        return self._seed.me in placement.owners(chunk_id, self.storing(), self.replicas())
+
+    def alive(self, member_id: str) -> bool:
+        """Whether gossip holds the member for alive."""
+        return member_id == self._seed.me or self.states().get(member_id) == "alive"
+
+    def states(self) -> dict[str, str]:
+        """Member id -> alive, suspect or dead."""
+        seen = {member: view.state for member, view in self._gossip.view().items()}
+        return {**seen, self._seed.me: "alive"}
+
+    def loads(self) -> Mapping[str, Mapping[str, Any]]:
+        """Member id -> its last load, as a dict."""
+        return {member: asdict(view.load) for member, view in self._gossip.view().items() if view.load is not None}
+
+    def has_quorum(self) -> bool:
+        """Whether this node is in fresh contact with a majority and knows a leader."""
+        status = self._driver.status()
+        return status.has_quorum and status.leader is not None
+
+    def choose(self) -> str | None:
+        """The member that gets the next session; None if nobody here or elsewhere can serve it."""
+        loads = {member: view.load for member, view in self._gossip.view().items()
+                 if view.state == "alive" and view.load is not None}
+        chosen = routing.choose(self.members(), loads, self._routed, self._seed.me)
+        if chosen is not None:
+            self._routed[chosen] += 1
+        return chosen
+
+    def load_reported(self, member_id: str) -> None:
+        """A member's load was reported anew: what was routed to it before is in there."""
+        self._routed.pop(member_id, None)
+
+    def dead(self) -> dict[str, float]:
+        """Members that gossip holds for dead -> seconds since their last Raft acknowledgement (on the leader)."""
+        contacts = self._driver.status().contacts
+        dead = [member for member, state in self.states().items() if state == "dead"]
+        return {member: contacts.get(member, float("inf")) for member in dead}
+
+    def facts(self) -> Facts:
+        """What `status` is made of."""
+        status = self._driver.status()
+        machine = self._state.machine
+        return Facts(
+            cluster=self._seed.cluster, members=self.members(), states=self.states(), loads=self.loads(),
+            recorded_sessions={m.id: machine.sessions.count(m.id) for m in self.members()}, leader=status.leader,
+            term=status.term, commit_index=status.commit_index, has_quorum=status.has_quorum,
+            replicas=self._seed.replicas, chunk_count=machine.namespace.all_chunk_totals()[0])

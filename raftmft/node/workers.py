@@ -1,0 +1,166 @@
+"""Session workers: started, restarted when they crash, and gone within 1 s of their node.
+
+A worker is started from the node's main thread and never through trio's process helpers: those fork in a pool thread,
+and the parent-death signal that a worker asks for is tied to the thread that made it, not to the process (prctl(2)).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgpack
+import trio
+
+from raftmft.node.link import Link
+
+log = logging.getLogger(__name__)
+
+RESTART_PAUSE_S = 0.2
+RESTART_PAUSE_MOST_S = 5.0
+STEADY_AFTER_S = 10.0
+Handler = Callable[["Worker", str, dict[str, Any]], Awaitable[Any]]
+
+
+class Worker:
+    """One worker process: its link, its door, and the sessions that it logged in (session id -> user)."""
+
+    def __init__(self, number: int, name: str, process: subprocess.Popen[bytes], link: Link,
+                 door: trio.socket.SocketType) -> None:
+        self.number, self.name, self.process, self.link, self.door = number, name, process, link, door
+        self.sessions: dict[int, str] = {}
+        self.waiting = 0
+        self.bytes_in = self.bytes_out = 0
+
+    @property
+    def load(self) -> int:
+        """Sessions, and connections that were handed over and have not logged in yet."""
+        return len(self.sessions) + self.waiting
+
+    async def hand_over(self, connection: trio.socket.SocketType, address: str) -> None:
+        """Passes an accepted connection to the worker; this process's copy is closed. OSError if the worker is gone."""
+        self.waiting += 1
+        try:
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, connection.fileno().to_bytes(4, sys.byteorder))]
+            with trio.fail_after(5):
+                await self.door.sendmsg([msgpack.packb({"address": address})], rights)
+        except trio.TooSlowError:
+            raise OSError("the worker does not take connections") from None
+        finally:
+            connection.close()
+
+
+class Workers:
+    """Keeps `count` workers running. `live` holds those that said hello."""
+
+    def __init__(self, count: int, handler: Handler, on_gone: Callable[[Worker], Awaitable[None]],
+                 name_of: Callable[[int], str]) -> None:
+        self._count, self._handler, self._on_gone, self._name_of = count, handler, on_gone, name_of
+        self._stopping = False
+        self._starts = 0
+        self.live: dict[int, Worker] = {}
+
+    async def run(self) -> None:
+        """Runs until cancelled; on the way out every worker is killed and reaped."""
+        async with trio.open_nursery() as nursery:
+            for number in range(self._count):
+                nursery.start_soon(self._keep, number)
+
+    def least_loaded(self) -> Worker | None:
+        """The live worker with the fewest sessions; None if there is none."""
+        return min(self.live.values(), key=lambda w: w.load, default=None)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Asks every worker to checkpoint partials and end its sessions, for at most `timeout_s`."""
+        self._stopping = True
+
+        async def one(worker: Worker) -> None:
+            try:
+                await worker.link.request("drain", {"timeout_s": timeout_s})
+            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                pass  # a worker that is gone has no sessions left
+
+        with trio.move_on_after(timeout_s + 1):
+            async with trio.open_nursery() as nursery:
+                for worker in list(self.live.values()):
+                    nursery.start_soon(one, worker)
+
+    async def kill_session(self, session: int, reason: str) -> bool:
+        """Ends one session wherever it is here. False if no worker has it."""
+        for worker in list(self.live.values()):
+            if session in worker.sessions:
+                with trio.move_on_after(5):
+                    await worker.link.request("session.kill", {"session": session, "reason": reason})
+                return True
+        return False
+
+    async def kill_all_sessions(self, reason: str) -> None:
+        """Ends every session of this node."""
+        for worker in list(self.live.values()):
+            for session in list(worker.sessions):
+                await self.kill_session(session, reason)
+
+    async def _keep(self, number: int) -> None:
+        pause = RESTART_PAUSE_S
+        while not self._stopping:
+            begun = trio.current_time()
+            try:
+                await self._run_one(number)
+            except OSError as error:
+                log.error("worker %d could not be started: %s", number, error)
+            if self._stopping:
+                return
+            pause = RESTART_PAUSE_S if trio.current_time() - begun > STEADY_AFTER_S else min(
+                2 * pause, RESTART_PAUSE_MOST_S)
+            log.warning("worker %d ended; starting another in %.1f s", number, pause)
+            await trio.sleep(pause)
+
+    async def _run_one(self, number: int) -> None:
+        self._starts += 1
+        link_here, link_there = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        door_here, door_there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "raftmft.sftp.worker", "--link-fd", str(link_there.fileno()),
+                 "--door-fd", str(door_there.fileno())],
+                pass_fds=(link_there.fileno(), door_there.fileno()), stdin=subprocess.DEVNULL)
+        except BaseException:
+            link_here.close()
+            door_here.close()
+            raise
+        finally:
+            link_there.close()
+            door_there.close()
+        link = Link(trio.SocketStream(trio.socket.from_stdlib_socket(link_here)))
+        worker = Worker(number, self._name_of(self._starts), process, link,
+                        trio.socket.from_stdlib_socket(door_here))
+
+        async def handle(op: str, args: dict[str, Any]) -> Any:
+            if op == "hello":
+                self.live[number] = worker
+            return await self._handler(worker, op, args)
+
+        try:
+            await link.run(handle)
+        finally:
+            self.live.pop(number, None)
+            worker.door.close()
+            _end(process)
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(process.wait)
+                if not self._stopping:
+                    await self._on_gone(worker)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        try:
+            os.kill(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass

@@ -1,0 +1,240 @@
+"""Drives a Replica with trio: ticks, the journal's sync in a thread, links, proposals with deadlines, read barriers.
+
+The loop runs when something came in (a message, a proposal, a link) or every `tick_s`. One round is: tick, send what
+may leave at once, one sync for all that was written, send the rest. Applying happens between rounds, or beside a sync.
+Everything that came in while a sync was under way is handled by the next round as one batch: group commit by itself.
+
+After a failed write, fsync or apply the driver raises and nothing is acknowledged any more: the node must stop.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+
+import trio
+
+from raftmft.core.commands import Envelope, NoOp
+from raftmft.core.errors import NoQuorum, NotApplied, OutcomeUnknown
+from raftmft.core.outcome import Code, Outcome, Rejection
+from raftmft.raft import patches
+from raftmft.raft.journal import Batch
+from raftmft.raft.messages import MAX_PAYLOAD_BYTES
+from raftmft.raft.proposals import Proposal, Stage
+from raftmft.raft.replica import RaftStatus, Replica
+from raftmft.raft.transport import Outgoing
+from raftmft.wire.commands import encode_envelope
+from raftmft.wire.frames import FrameError
+
+logger = logging.getLogger(__name__)
+
+EXPIRE_EVERY_S = 0.05
+"""How far beyond its deadline a proposal may end."""
+BARRIER_ROUND_S = 1.0
+"""A barrier's no-op that is not confirmed in this time is proposed again."""
+BARRIER_PAUSE_S = 0.02
+MAX_BARRIER_WAITERS = 16384
+
+
+class _Waiter:
+    """A caller of `barrier`. `index` is set when it may go on, `gone` when it does not wait any more."""
+
+    __slots__ = ("event", "index", "gone")
+
+    def __init__(self) -> None:
+        self.event, self.index, self.gone = trio.Event(), 0, False
+
+
+class RaftDriver:
+    """One member's Raft, to be run as one task. `send(member, body)` puts a message on the control link without
+    blocking; False means that it certainly never leaves.
+    """
+
+    def __init__(self, replica: Replica, send: Callable[[str, bytes], bool]) -> None:
+        self._replica, self._send = replica, send
+        self._wake, self._apply_wake, self._barrier_wake = trio.Event(), trio.Event(), trio.Event()
+        self._sync_limiter = trio.CapacityLimiter(1)
+        self._fatal: BaseException | None = None
+        self._stopped = False
+        self._waiters: list[_Waiter] = []
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serves until cancelled, or raises what stopped it. A sync under way is finished first. Then the journal is
+        closed, and every open proposal has ended: as NotApplied if it never left this member's queue, else unknown.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._expire)
+                nursery.start_soon(self._apply_beside_sync)
+                nursery.start_soon(self._run_barriers)
+                task_status.started()
+                await self._rounds()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._stopped = True
+            try:
+                self._replica.close()
+            except Exception as error:  # the journal's last write failed: nothing was promised with it
+                self._fatal = self._fatal or error
+        if self._fatal is not None:
+            raise self._fatal
+
+    # --- what others call ------------------------------------------------------------------------------------------
+    def receive(self, member_id: str, body: bytes) -> None:
+        """One Raft message from a peer. Never raises; what comes after a fatal error is ignored."""
+        if self._fatal is None and not self._stopped:
+            self._guard(partial(self._replica.receive, member_id, body))
+            self._wake.set()
+
+    def peer_connected(self, member_id: str) -> None:
+        """A control link to the member stands."""
+        self._guard(partial(self._replica.connected, member_id))
+        self._wake.set()
+
+    def peer_disconnected(self, member_id: str) -> None:
+        """The control link is gone: commands forwarded over it end as unknown, unless their place is known."""
+        self._guard(partial(self._replica.disconnected, member_id))
+        self._wake.set()
+
+    def status(self) -> RaftStatus:
+        """Role, leader, term, indexes, contact."""
+        return self._replica.status()
+
+    async def propose(self, envelope: Envelope, *, timeout_s: float) -> Outcome:
+        """The outcome of the command, once it is durable on a majority and applied here.
+
+        Raises NotApplied (NoQuorum when `timeout_s` passed) if it certainly never happens, OutcomeUnknown if it may.
+        A command that is too large gives a rejection with index 0. Cancelled: as OutcomeUnknown.
+        """
+        try:
+            payload = encode_envelope(envelope)
+        except FrameError as error:
+            return Outcome(0, rejection=Rejection(Code.INVALID, str(error)))
+        assert len(payload) <= MAX_PAYLOAD_BYTES, "encode_envelope keeps a lower limit"
+        if self._stopped or self._fatal is not None:
+            raise NotApplied("this node stops")
+        task = trio.lowlevel.current_task()
+        proposal = Proposal(payload, patches.monotonic() + timeout_s, partial(trio.lowlevel.reschedule, task))
+        self._replica.propose(proposal)
+        self._wake.set()
+
+        def withdraw(_: Callable[[], None]) -> trio.lowlevel.Abort:
+            self._replica.table.withdraw(proposal)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(withdraw)
+        if proposal.error is not None:
+            raise proposal.error
+        assert proposal.outcome is not None and proposal.stage == Stage.DONE
+        return proposal.outcome
+
+    async def barrier(self, *, timeout_s: float) -> int:
+        """Returns an index once the local state holds everything that was acknowledged anywhere before the call.
+
+        One no-op in the log serves everyone who called before it was proposed. Raises NoQuorum after `timeout_s`.
+        """
+        if self._stopped or self._fatal is not None:
+            raise NotApplied("this node stops")
+        if len(self._waiters) >= MAX_BARRIER_WAITERS:
+            raise NotApplied(f"{MAX_BARRIER_WAITERS} reads are waiting already: try again later")
+        waiter = _Waiter()
+        self._waiters.append(waiter)
+        self._barrier_wake.set()
+        with trio.move_on_after(timeout_s):
+            try:
+                await waiter.event.wait()
+            finally:
+                waiter.gone = True
+        if not waiter.index:
+            raise NoQuorum("no quorum: no majority confirmed the read in time")
+        return waiter.index
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+    async def _rounds(self) -> None:
+        replica = self._replica
+        tick_s = replica.engine.timing.tick_s
+        while True:
+            if self._wake.is_set():
+                await trio.lowlevel.checkpoint()
+            else:
+                with trio.move_on_after(tick_s):
+                    await self._wake.wait()
+            self._wake = trio.Event()
+            self._guard(replica.tick)
+            if self._fatal is not None:
+                return
+            work = replica.collect()
+            self._release(work.early)
+            if work.batch is not None:
+                if replica.can_apply():
+                    self._apply_wake.set()
+                await self._sync(work.batch)
+                if self._fatal is not None:
+                    return
+            self._release(work.late)
+            if work.batch is None and replica.can_apply():
+                self._guard(replica.apply)
+            if replica.wants_tick() or replica.can_apply():
+                self._wake.set()
+
+    async def _sync(self, batch: Batch) -> None:
+        # Shielded: a batch that was taken must reach the disk, or the journal is of no more use.
+        with trio.CancelScope(shield=True):
+            try:
+                await trio.to_thread.run_sync(self._replica.persist, batch, limiter=self._sync_limiter)
+            except Exception as error:
+                self._stop(error)
+                return
+        self._guard(partial(self._replica.persisted, batch))
+
+    def _release(self, box: list[Outgoing]) -> None:
+        for out in box:
+            if not self._send(out.member, out.body) and out.lost is not None:
+                out.lost()
+
+    async def _apply_beside_sync(self) -> None:
+        """While a sync is under way, applies what is already committed and on disk, a slice at a time."""
+        while True:
+            await self._apply_wake.wait()
+            self._apply_wake = trio.Event()
+            while self._fatal is None and self._replica.can_apply():
+                self._guard(self._replica.apply)
+                await trio.lowlevel.checkpoint()
+
+    async def _expire(self) -> None:
+        while True:
+            await trio.sleep(EXPIRE_EVERY_S)
+            self._replica.table.expire(patches.monotonic())
+
+    def _guard(self, step: Callable[[], object]) -> None:
+        if self._fatal is not None:
+            return
+        try:
+            step()
+        except Exception as error:
+            self._stop(error)
+
+    def _stop(self, error: Exception) -> None:
+        if self._fatal is None:
+            logger.error("raft stops: %s", error or type(error).__name__)
+            self._fatal = error
+        self._wake.set()
+
+    # --- read barriers -----------------------------------------------------------------------------------------------
+    async def _run_barriers(self) -> None:
+        while True:
+            await self._barrier_wake.wait()
+            self._barrier_wake = trio.Event()
+            while round_ := [waiter for waiter in self._waiters if not waiter.gone]:
+                self._waiters = []
+                try:
+                    outcome = await self.propose(Envelope(NoOp()), timeout_s=BARRIER_ROUND_S)
+                except (NotApplied, OutcomeUnknown):
+                    self._waiters += round_
+                    await trio.sleep(BARRIER_PAUSE_S)
+                    continue
+                for waiter in round_:  # a later caller waits in self._waiters, for the next round
+                    waiter.index = outcome.index
+                    waiter.event.set()
+            self._waiters = []

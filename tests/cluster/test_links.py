@@ -1,0 +1,229 @@
+"""Control links: one per pair, in order, never blocking; a dead peer is noticed; requests get exactly their answers."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import trio
+from peer_nodes import cluster_of, make_self, until
+
+from raftmft.cluster import hello, links
+from raftmft.cluster.hello import PeerUnreachable
+from raftmft.cluster.links import RequestFailed, RequestLost
+from raftmft.core.errors import RaftmftError
+from raftmft.wire import peer
+from raftmft.wire.frames import FrameError
+
+
+def record(node, kind: str = "raft") -> list:
+    got: list = []
+    node.links.on_message(kind, lambda member, body: got.append((member, body)))
+    return got
+
+
+async def test_messages_arrive_in_order_from_the_member_that_sent_them(tmp_path):
+    async with cluster_of(tmp_path, "n1", "n2", "n3") as cluster:
+        n1, n2, n3 = cluster.nodes.values()
+        got = record(n1)
+        sent = [b"%d" % i + b"x" * (i * 37 % 5000) for i in range(2000)]
+        for body in sent:
+            assert n2.links.send("n1", "raft", body)
+        assert n3.links.send("n1", "raft", b"from n3")
+        await until(lambda: len(got) == 2001)
+        assert [body for member, body in got if member == "n2"] == sent
+        assert [body for member, body in got if member == "n3"] == [b"from n3"]
+        assert not n2.links.send("n9", "raft", b"")
+
+
+async def test_large_messages_pass_both_ways_at_once(tmp_path):
+    async with cluster_of(tmp_path, "n1", "n2") as cluster:
+        n1, n2 = cluster.nodes.values()
+        at1, at2 = record(n1), record(n2)
+        big = bytes(range(256)) * (4 << 10) * 4
+        for _ in range(5):
+            assert n1.links.send("n2", "raft", big) and n2.links.send("n1", "raft", big)
+        await until(lambda: len(at1) == len(at2) == 5)
+        assert all(body == big for _, body in at1 + at2)
+
+
+async def test_a_message_leaves_in_the_call_that_sends_it_and_a_burst_in_one_write(tmp_path):
+    async with cluster_of(tmp_path, "n1", "n2") as cluster:
+        n1, n2 = cluster.nodes.values()
+        got = record(n2)
+        stream = n1.links._links["n2"].stream
+        await until(lambda: stream.idle)
+        writes = []
+        send_all, send_now = stream.send_all, stream.send_now
+        stream.send_now = lambda data: (writes.append(1), send_now(data))[1]
+
+        async def counted(*buffers):
+            if buffers:
+                writes.append(len(buffers))
+            await send_all(*buffers)
+
+        stream.send_all = counted
+        for i in range(100):
+            n1.links.send("n2", "raft", b"%d" % i)
+        assert writes == [1]
+        await until(lambda: len(got) == 100)
+        assert writes[:2] == [1, 1] and len(writes) <= 3  # at most one ping more
+
+
+async def test_ups_and_downs_are_told_once_each_and_links_come_back(tmp_path):
+    async with cluster_of(tmp_path, "n1", "n2", "n3") as cluster:
+        n1, n2 = cluster.nodes["n1"], cluster.nodes["n2"]
+        n1.events.clear()
+        n1.links.cut_off("n2")
+        assert n1.links.connected() == {"n3"} and not n1.links.send("n2", "raft", b"")
+        await until(lambda: n1.links.connected() == {"n2", "n3"})
+        assert n1.events == [("down", "n2"), ("up", "n2")]
+        await n2.kill()
+        await until(lambda: n1.links.connected() == {"n3"})
+        assert n1.events[2:] == [("down", "n2")]
+
+
+async def test_a_newer_connection_replaces_the_older(tmp_path):
+    async with cluster_of(tmp_path, "n1", "n2") as cluster:
+        n1, n2 = cluster.nodes.values()
+        n1.events.clear()
+        stream = await hello.dial(n2.me, "n1", n1.address, peer.CONTROL, lambda: cluster.directory)
+        await until(lambda: n1.events == [("down", "n2"), ("up", "n2")] or len(n1.events) > 2)
+        stream.close()
+        await until(lambda: n1.links.connected() == {"n2"} and n2.links.connected() == {"n1"})
+
+
+async def test_a_peer_that_falls_silent_is_noticed_within_3_seconds(tmp_path):
+    async with cluster_of(tmp_path, "n1") as cluster:
+        n1 = cluster.nodes["n1"]
+        me, fingerprint = make_self(tmp_path / "n2", "n2", cluster.authority)
+        cluster.directory[fingerprint] = "n2"
+        silent = await hello.dial(me, "n1", n1.address, peer.CONTROL, lambda: cluster.directory)
+        await until(lambda: n1.links.connected() == {"n2"})
+        began = trio.current_time()
+        await until(lambda: n1.links.connected() == frozenset())
+        assert 2.0 < trio.current_time() - began <= 3.0
+        silent.close()
+
+
+async def test_a_link_that_lags_is_dropped_not_kept_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(links, "BUFFER_MAX_BYTES", 2 << 20)
+    async with cluster_of(tmp_path, "n1") as cluster:
+        n1 = cluster.nodes["n1"]
+        me, fingerprint = make_self(tmp_path / "n2", "n2", cluster.authority)
+        cluster.directory[fingerprint] = "n2"
+        lazy = await hello.dial(me, "n1", n1.address, peer.CONTROL, lambda: cluster.directory)
+        await until(lambda: n1.links.connected() == {"n2"})
+        taken = 0
+        while n1.links.send("n2", "raft", bytes(1 << 20)):
+            taken += 1
+            assert taken < 100
+            await trio.lowlevel.checkpoint()
+        await until(lambda: n1.links.connected() == frozenset())
+        assert n1.links.counts["dropped"] == 1
+        lazy.close()
+
+
+async def test_malformed_messages_drop_the_link_and_nothing_else(tmp_path):
+    async with cluster_of(tmp_path, "n1", "n3") as cluster:
+        n1 = cluster.nodes["n1"]
+        me, fingerprint = make_self(tmp_path / "n2", "n2", cluster.authority)
+        cluster.directory[fingerprint] = "n2"
+
+        def refuse(member, body):
+            raise FrameError("no raft message")
+
+        n1.links.on_message("raft", refuse)
+        for data in (b"\xff\xff\xff\xff", b"\x00\x00\x00\x01\xc1", peer.encode_control("raft", b"x"),
+                     peer.encode_control(peer.ASK, b"junk"), peer.encode_control(peer.ANSWER, b"junk")):
+            stream = await hello.dial(me, "n1", n1.address, peer.CONTROL, lambda: cluster.directory)
+            await until(lambda: "n2" in n1.links.connected())
+            await stream.send_all(data)
+            await until(lambda: "n2" not in n1.links.connected())
+            stream.close()
+        assert n1.links.connected() == {"n3"}
+
+
+async def test_requests_are_answered_refused_or_lost(tmp_path):
+    async with cluster_of(tmp_path, "n1", "n2") as cluster:
+        n1, n2 = cluster.nodes.values()
+        hold = trio.Event()
+
+        async def echo(member, args):
+            return {"member": member, **args}
+
+        async def fail(member, args):
+            raise RaftmftError("not today")
+
+        async def wrong(member, args):
+            return args["needed"]
+
+        async def hang(member, args):
+            await hold.wait()
+
+        for op, handler in {"echo": echo, "fail": fail, "wrong": wrong, "hang": hang}.items():
+            n1.links.handle(op, handler)
+        assert await n2.links.request("n1", "echo", {"a": [1, b"x"]}) == {"member": "n2", "a": [1, b"x"]}
+        with pytest.raises(RequestFailed, match="not today"):
+            await n2.links.request("n1", "fail")
+        with pytest.raises(RequestFailed, match="wrong arguments"):
+            await n2.links.request("n1", "wrong")
+        with pytest.raises(RequestFailed, match="knows no request"):
+            await n2.links.request("n1", "nonsense")
+        with pytest.raises(RequestLost, match="did not answer hang"):
+            await n2.links.request("n1", "hang", timeout_s=0.05)
+        with pytest.raises(PeerUnreachable):
+            await n2.links.request("n9", "echo")
+        lost = []
+
+        async def ask():
+            with pytest.raises(RequestLost, match="broke"):
+                await n2.links.request("n1", "hang", timeout_s=60)
+            lost.append(True)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await until(lambda: n2.links._asked)
+            n2.links.cut_off("n1")
+        assert lost and not n2.links._asked
+
+
+async def test_at_most_so_many_requests_run_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(links, "REQUESTS_MAX", 4)
+    async with cluster_of(tmp_path, "n1", "n2") as cluster:
+        n1, n2 = cluster.nodes.values()
+        running, hold = [], trio.Event()
+
+        async def slow(member, args):
+            running.append(args)
+            await hold.wait()
+
+        n1.links.handle("slow", slow)
+        results = []
+
+        async def ask(i):
+            try:
+                results.append(await n2.links.request("n1", "slow", {"i": i}))
+            except RequestFailed as error:
+                results.append(str(error))
+
+        async with trio.open_nursery() as nursery:
+            for i in range(6):
+                nursery.start_soon(ask, i)
+            await until(lambda: len(results) == 2)
+            assert len(running) == 4
+            hold.set()
+        assert sum("too many" in str(result) for result in results) == 2 and results.count(None) == 4
+
+
+async def test_a_member_whose_port_is_a_strangers_is_dialled_with_patience(tmp_path, caplog):
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        async with cluster_of(tmp_path, "n2") as cluster:
+            n2 = cluster.nodes["n2"]
+            n2.links._addresses = lambda: {"n1": stranger.getsockname()}
+            n2.links.refresh()
+            stranger.settimeout(5)
+            sock, _ = await trio.to_thread.run_sync(stranger.accept)
+            sock.close()
+            await until(lambda: n2.links.counts["dial_failed"] >= 1)
+            assert n2.links.connected() == frozenset()
