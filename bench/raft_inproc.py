@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 
 import trio
 
@@ -76,8 +77,9 @@ async def load(driver: RaftDriver, count: int, seconds: float) -> dict[str, floa
             nursery.start_soon(proposer, number)
     elapsed, cpu = time.perf_counter() - started, time.process_time() - cpu
     latencies.sort()
-    return {"proposers": count, "per_s": round(len(latencies) / elapsed), "p50_ms": round(1e3 * latencies[len(latencies) // 2], 2),
-            "p99_ms": round(1e3 * latencies[len(latencies) * 99 // 100], 2), "cpu_us": round(1e6 * cpu / len(latencies), 1)}
+    many = len(latencies)
+    return {"proposers": count, "per_s": round(many / elapsed), "p50_ms": round(1e3 * latencies[many // 2], 2),
+            "p99_ms": round(1e3 * latencies[many * 99 // 100], 2), "cpu_us": round(1e6 * cpu / many, 1)}
 
 
 async def main(seconds: float, profile: bool) -> None:
@@ -86,7 +88,7 @@ async def main(seconds: float, profile: bool) -> None:
         async with trio.open_nursery() as nursery:
             for name in NAMES:
                 replica = Replica(name, NAMES, Journal(f"{directory}/{name}"), NullMachine())
-                links.drivers[name] = RaftDriver(replica, lambda target, body, name=name: links.send(name, target, body))
+                links.drivers[name] = RaftDriver(replica, partial(links.send, name))
                 await nursery.start(links.drivers[name].run)
                 nursery.start_soon(links.deliver, name)
             for name in NAMES:

@@ -48,7 +48,7 @@ class Client:
                 raise ConfigError(f"the token file {token_file} cannot be read: {error.strerror}") from None
             self._headers["authorization"] = f"Bearer {token}"
 
-    def get(self, path: str, **query: Any) -> Any:
+    def get(self, path: str, /, **query: Any) -> Any:
         """GET; parameters that are None are left out."""
         given = {key: value for key, value in query.items() if value is not None}
         return self.call("GET", path + (f"?{urlencode(given)}" if given else ""))

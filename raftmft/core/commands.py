@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from raftmft.core.manifest import EMPTY, Manifest
+from raftmft.core.manifest import Manifest
 
 Path = tuple[bytes, ...]
 
@@ -41,7 +41,7 @@ class Envelope:
 
 @dataclass(frozen=True, slots=True)
 class MemberSpec:
-    """A member as Raft lists it. `fingerprint` is the SHA-256 of its certificate's DER, in hex. Ports: TCP, gossip UDP."""
+    """A member as Raft lists it. `fingerprint` is the SHA-256 of its certificate's DER, in hex. The gossip port is UDP."""
 
     id: str
     name: str
@@ -101,7 +101,7 @@ class MemberBoot(Command):
 
 @dataclass(frozen=True, slots=True)
 class ExpireMember(Command):
-    """The leader found `member` dead: its sessions of `epoch` end ("finish unknown"), its epoch is raised. Value: {}."""
+    """The leader found `member` dead: its sessions of `epoch` end ("finish unknown"), its epoch is raised."""
 
     member: str
     epoch: int
@@ -330,5 +330,3 @@ COMMANDS: dict[int, type[Command]] = {
     44: SetStat,
 }
 """Numbers on the wire and on disk: never reused, never changed."""
-
-__all__ = ["EMPTY", *sorted(c.__name__ for c in COMMANDS.values())]

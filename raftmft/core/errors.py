@@ -20,7 +20,7 @@ class NoQuorum(NotApplied):
 
 
 class OutcomeUnknown(RaftmftError):
-    """The command may or may not have been applied: retry only with the same command id, else report "outcome unknown"."""
+    """The command may or may not have been applied: retry only with the same id, else report "outcome unknown"."""
 
 
 class ConfigError(RaftmftError):

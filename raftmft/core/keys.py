@@ -11,6 +11,7 @@ import binascii
 import hashlib
 import struct
 
+from raftmft.core.names import one_line
 from raftmft.core.outcome import Code
 from raftmft.core.state import Refuse
 
@@ -45,7 +46,7 @@ def parse_key(line: str) -> tuple[str, str]:
     problem = _blob_problem(kind, blob)
     if problem is not None:
         raise Refuse(Code.INVALID, problem)
-    comment = words[2].strip() if len(words) > 2 else ""
+    comment = one_line(words[2].strip()) if len(words) > 2 else ""
     fingerprint = base64.b64encode(hashlib.sha256(blob).digest()).rstrip(b"=").decode()
     return f"{kind} {text} {comment}".rstrip(" "), f"SHA256:{fingerprint}"
 

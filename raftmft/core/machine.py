@@ -35,6 +35,8 @@ from raftmft.core.users import Users
 
 log = logging.getLogger(__name__)
 
+MAX_TIME_MS = 1 << 53
+"""A stamp beyond this (the year 287,000) is cut: it would not fit the database."""
 SWEEP_EVERY_MS = 60_000
 """How often, in state time, partials and unreported reads are looked through for what is due."""
 
@@ -119,8 +121,14 @@ class Machine:
         return schema.digest(self._db)
 
     def close(self) -> None:
-        """Closes the file. What was applied stays applied; nothing is synced to disk."""
-        self._db.close()
+        """Closes the file. When this returns, all that was applied is on disk, and the node may call its stop clean.
+
+        Raises RaftmftError if a batch failed earlier, OSError if a sync fails: then the next start must `discard`.
+        """
+        if self._failed:
+            self._db.close()
+            raise RaftmftError(f"the state {self.path} failed earlier; discard it at the next start")
+        schema.close_synced(self._db, self.path)
 
     # --- apply ---------------------------------------------------------------------------------------------------
     def apply_batch(self, entries: Sequence[Entry]) -> list[Outcome]:
@@ -151,7 +159,7 @@ class Machine:
         state = self._state
         state.index = entry.index
         if entry.stamp_ms > state.now_ms:
-            state.now_ms = entry.stamp_ms
+            state.now_ms = min(entry.stamp_ms, MAX_TIME_MS)
         if state.now_ms >= state.next_sweep_ms:
             self._sweep()
         envelope = entry.envelope

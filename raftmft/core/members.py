@@ -21,26 +21,14 @@ _COLUMNS = "id, name, host, peer_port, gossip_port, sftp_port, fingerprint, mode
 
 
 @dataclass(frozen=True, slots=True)
-class MemberRow:
+class MemberRow(MemberSpec):
     """A member as Raft lists it, with its present epoch (0: never booted) and the version it last ran."""
 
-    id: str
-    name: str
-    host: str
-    peer_port: int
-    gossip_port: int
-    sftp_port: int
-    fingerprint: str
-    mode: str
-    weight: int
-    epoch: int
-    version: str
+    epoch: int = 0
+    version: str = ""
 
-    @property
-    def spec(self) -> MemberSpec:
-        """The part that Bootstrap gave."""
-        return MemberSpec(self.id, self.name, self.host, self.peer_port, self.gossip_port, self.sftp_port,
-                          self.fingerprint, self.mode, self.weight)
+
+MemberRows = list[MemberRow]
 
 
 class Members:
@@ -49,7 +37,7 @@ class Members:
     def __init__(self, state: State, settings: Settings, sessions: Sessions, audit: AuditWriter) -> None:
         self._state, self._settings, self._sessions, self._audit = state, settings, sessions, audit
 
-    def list(self) -> list[MemberRow]:
+    def list(self) -> MemberRows:
         """All members by id."""
         rows = self._state.db.execute(f"SELECT {_COLUMNS}, epoch, version FROM members ORDER BY id")
         return [MemberRow(*row) for row in rows]

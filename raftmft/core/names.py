@@ -18,6 +18,9 @@ _UNPRINTABLE = ((0x00, 0x1F), (0x7F, 0xA0), (0xAD, 0xAD), (0x200B, 0x200F), (0x2
                 (0xD800, 0xDFFF), (0xE000, 0xF8FF), (0xFDD0, 0xFDEF), (0xFEFF, 0xFEFF), (0xFFF0, 0xFFFB),
                 (0xFFFE, 0xFFFF), (0xE0000, 0x10FFFF))
 
+_ESCAPES = {code: f"\\u{code:04x}" for code in (
+    *range(0x00, 0x20), *range(0x7F, 0xA0), 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))}
+
 
 def check_path(path: Path) -> None:
     """Returns if every name may stand in a path below a home; raises Refuse (BAD_NAME, NAME_TOO_LONG) otherwise."""
@@ -28,16 +31,22 @@ def check_path(path: Path) -> None:
         if size > MAX_NAME_BYTES:
             raise Refuse(Code.NAME_TOO_LONG, f"a name has at most {MAX_NAME_BYTES} bytes, not {size}")
         if not size or name in _NAMES_NO_ENTRY or b"/" in name or b"\0" in name:
-            raise Refuse(Code.BAD_NAME, f"{text_of(name)!r} cannot be the name of a file or directory")
+            raise Refuse(Code.BAD_NAME, f"'{text_of(name)}' cannot be the name of a file or directory")
     if total > MAX_PATH_BYTES:
         raise Refuse(Code.NAME_TOO_LONG, f"a path has at most {MAX_PATH_BYTES} bytes, not {total}")
 
 
 def text_of(name: bytes) -> str:
-    r"""The name as text: UTF-8, with each byte that is none as \xNN and each backslash doubled, so that no two names
-    give the same text.
+    r"""The name as one line of text, safe to print: UTF-8, with each byte that is none as \xNN, control and direction
+    characters as \uNNNN, and each backslash doubled, so that no two names give the same text.
     """
-    return name.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+    return one_line(name.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace"))
+
+
+def one_line(text: str) -> str:
+    """The text without what moves a terminal's cursor or turns its direction: such characters become escapes."""
+    # isprintable() depends on the Python at hand, but in none does it hold for any of _ESCAPES.
+    return text if text.isprintable() else text.translate(_ESCAPES)
 
 
 def path_text(path: Path) -> str:
@@ -61,5 +70,6 @@ def user_name_problem(name: str) -> str | None:
 
 
 def clipped(text: str, most: int = 256) -> str:
-    """The text, cut to `most` characters: for strings that strangers choose."""
+    """The text in one line, cut to `most` characters: for strings that strangers choose."""
+    text = one_line(text)
     return text if len(text) <= most else text[: most - 1] + "\u2026"

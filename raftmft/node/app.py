@@ -18,6 +18,7 @@ import os
 import shutil
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,11 @@ from raftmft.cluster.listener import PeerListener
 from raftmft.cluster.relay import PrefaceGuard, RelayDoor, relay
 from raftmft.cluster.repairer import Repairer
 from raftmft.cluster.replicator import Replicator
+from raftmft.core.commands import Publish
+from raftmft.core.errors import ConfigError
+from raftmft.core.machine import Entry
 from raftmft.core.membership import Load
+from raftmft.core.outcome import Outcome
 from raftmft.node import admin
 from raftmft.node.api import Api, build
 from raftmft.node.chunks import Chunks
@@ -53,12 +58,12 @@ from raftmft.node.settings import Settings
 from raftmft.node.sockets import Listeners
 from raftmft.node.state import close_state, open_state
 from raftmft.node.status import describe
-from raftmft.node.storage import NodeStorage
 from raftmft.node.view import ClusterView
 from raftmft.node.workers import Worker, Workers
 from raftmft.raft.driver import RaftDriver
 from raftmft.raft.journal import Journal
 from raftmft.raft.replica import Replica
+from raftmft.store.disk import SegmentStore
 from raftmft.wire.preface import Preface
 
 log = logging.getLogger(__name__)
@@ -66,8 +71,8 @@ log = logging.getLogger(__name__)
 LOAD_EVERY_S = 0.25
 LOGIN_LIMIT_S = 30
 WINDOW_CHUNKS = 8
+HAND_OVER_LIMIT_S = 2.0
 RAFT = "raft"
-REPAIR_KICK_EVERY_S = 1.0
 
 
 class Node:
@@ -89,38 +94,42 @@ class Node:
 
     # --- parts ------------------------------------------------------------------------------------
     def _make_raft(self) -> None:
-        self.state = open_state(self.data_dir)
+        if self.data_dir.state.exists() and not self.data_dir.journal.exists():
+            raise ConfigError(f"{self.data_dir.journal} is lost: this member must not vote with forgotten state; remove "
+                              f"it from the cluster and let a new one join, or restore the whole directory")
         journal = Journal(str(self.data_dir.journal))
+        self.state = open_state(self.data_dir)
         self.replica = Replica(self.me, [m.id for m in self.seed.members], journal, self.state)
         self.driver = RaftDriver(self.replica, lambda member, body: self.links.send(member, RAFT, body))
 
     def _make_store(self) -> None:
         # The nanoseconds keep segment names of one process apart from those of the one before.
         self.run_name = f"{time.time_ns():x}"
-        self.storage = NodeStorage(self.data_dir.chunks, f"node{self.run_name}", self.settings.segment_bytes)
+        self.storage = SegmentStore(self.data_dir.chunks, f"node{self.run_name}", self.settings.segment_bytes)
         self.holdings = Holdings(self.storage)
 
     def _make_links(self, cluster_key: bytes) -> None:
         files = self.data_dir.certificates
         me = hello.Self(self.me, self.seed.cluster_id, server_context(files), client_context(files))
-        spec = self.seed.member(self.me)
+        self.view = ClusterView(self.seed, self.state, self.driver)
         self.gossip = Gossip(self.me, (self.settings.listen, self.settings.gossip_port), cluster_key,
-                             lambda: {m.id: (m.host, m.gossip_port) for m in self.view.members()})
-        self.view = ClusterView(self.seed, self.state, self.driver, self.gossip)
+                             self.view.gossip_addresses)
+        self.view.listen_to(self.gossip)
         self.links = PeerLinks(me, self.view.peer_addresses, self.view.directory,
-                               on_up=self.driver.peer_connected, on_down=self.driver.peer_disconnected)
+                               on_up=self.driver.peer_connected, on_down=self._link_down)
         self.links.on_message(RAFT, self.driver.receive)
         self.pool = BulkPool(lambda member: hello.dial(
             me, member, self.view.peer_addresses()[member], "bulk", self.view.directory))
         self.replicator = Replicator(self.me, self.pool.put, self.view.alive, self.view.ranking)
         self.fetcher = Fetcher(self.me, self.pool.get, self.holdings, self.view.alive, self.view.ranking)
         self.repairer = Repairer(self.state.machine.namespace.manifests_since, self.view.owns,
-                                 lambda: self.state.applied, self.holdings, self.fetcher, self.data_dir.repair_mark)
+                                 lambda: self.state.applied, self.holdings, self.fetcher, self.data_dir.repair_mark,
+                                 placement=lambda: self.state.machine.settings.placement)
+        self.state.subscribe(self._applied)
         self.bulk = BulkServer(self.holdings, on_damaged=self.repairer.damaged)
         self.prefaces = PrefaceGuard(cluster_key, self.me)
         self.listener = PeerListener(me, self.view.directory, on_control=self.links.serve, on_bulk=self.bulk.serve,
                                      on_relay=RelayDoor(self.prefaces, self._relayed).take)
-        log.debug("this member is %s at %s", spec.name, spec.host)
 
     def _make_service(self) -> None:
         self.epoch = Epoch(self.driver, self.me)
@@ -141,7 +150,7 @@ class Node:
         """Serves until `stop`; raises what took a part down. On return all is on disk and marked clean."""
         async with trio.open_nursery() as nursery:
             for part in (self.holdings.run, self.links.run, self.pool.run, self.replicator.run, self.driver.run,
-                         self.gossip.run, self.duties.run, self._report_load, self._serve_admin):
+                         self._gossip, self.duties.run, self._report_load, self._serve_admin):
                 nursery.start_soon(part)
             nursery.start_soon(self.listener.serve, self.listeners.peer)
             nursery.start_soon(self._serve_clients)
@@ -151,11 +160,19 @@ class Node:
         self.storage.close()
         close_state(self.state, self.data_dir)
 
+    async def _gossip(self) -> None:
+        try:
+            await self.gossip.run()
+        except OSError as error:
+            where = f"{self.settings.listen}:{self.settings.gossip_port}"
+            raise ConfigError(f"gossip_port {where} (UDP) cannot be opened: {error.strerror}; choose another in "
+                              f"{self.data_dir.path}/raftmft.toml or stop what uses it") from None
+
     async def _serve_clients(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.workers.run)
             await self.epoch.begin()
-            for part in (self.logins.run, self.files.run, self.repairer.run, self.watch.run, self._kick_repairer):
+            for part in (self.logins.run, self.files.run, self.repairer.run, self.watch.run):
                 nursery.start_soon(part)
             nursery.start_soon(self.door.run, trio.socket.from_stdlib_socket(self.listeners.sftp))
             notify_systemd("READY=1")
@@ -168,6 +185,8 @@ class Node:
         with trio.move_on_after(2):
             await self.files.finish()
             await self.logins.finish()
+        with trio.move_on_after(HAND_OVER_LIMIT_S):
+            await self.driver.hand_over()
 
     async def _serve_admin(self) -> None:
         token = self.data_dir.admin_token.read_bytes().strip()
@@ -195,16 +214,15 @@ class Node:
                 has_quorum=self.view.has_quorum() and self.epoch.begun.is_set()))
             before = moved
 
-    async def _kick_repairer(self) -> None:
-        seen = -1
-        while True:
-            total = self.state.machine.namespace.all_chunk_totals()[0]
-            if total != seen:
-                self.repairer.kick()
-                seen = total
-            await trio.sleep(REPAIR_KICK_EVERY_S)
+    def _applied(self, entries: Sequence[Entry], _: Sequence[Outcome]) -> None:
+        if any(type(entry.envelope.command) is Publish for entry in entries):
+            self.repairer.kick()  # did all copies of it arrive here?
 
     # --- what the parts ask of the whole ----------------------------------------------------------
+    def _link_down(self, member: str) -> None:
+        self.driver.peer_disconnected(member)
+        self.pool.cut_off(member)  # or what it was asked would wait for a stopped process
+
     def _greet(self, worker: Worker) -> dict[str, Any]:
         return {"member": self.me, "name": self.settings.name, "host_key": self.host_key,
                 "store_dir": str(self.data_dir.chunks), "writer": worker.name,
@@ -215,16 +233,15 @@ class Node:
         await self.dispatch.worker_gone(worker)
         await trio.to_thread.run_sync(self.storage.index.adopt_all, worker.name)
 
-    async def _relay(self, connection: trio.socket.SocketType, address: str, target: str) -> None:
+    async def _relay(self, connection: socket.socket, address: str, target: str) -> None:
         host, port = self.view.peer_addresses()[target]
         client_host, client_port = address.rsplit(":", 1)
         preface = self.prefaces.make(target, client_host.strip("[]"), int(client_port))
-        sock = socket.socket(connection.family, connection.type, fileno=connection.detach())
-        await relay(sock, host, port, preface)
+        await relay(connection, host, port, preface)
 
     async def _relayed(self, sock: socket.socket, preface: Preface) -> None:
         host = f"[{preface.address}]" if ":" in preface.address else preface.address
-        await self.door.arrived(trio.socket.from_stdlib_socket(sock), f"{host}:{preface.port}")
+        await self.door.arrived(sock, f"{host}:{preface.port}")
 
     def _not_ready(self) -> str | None:
         if not self.epoch.begun.is_set():
@@ -240,7 +257,7 @@ class Node:
     def _list_members(self) -> list[dict[str, Any]]:
         return [{"name": m.name, "id": m.id, "mode": m.mode, "weight": m.weight, "host": m.host,
                  "sftp_port": m.sftp_port, "peer_port": m.peer_port, "gossip_port": m.gossip_port}
-                for m in self.view.members()]
+                for m in sorted(self.view.members(), key=lambda m: m.name)]
 
 
 def notify_systemd(state: str) -> None:

@@ -20,9 +20,9 @@ from raftmft.cluster.replicator import Replicator
 from raftmft.core import placement
 from raftmft.core.errors import RaftmftError
 from raftmft.core.manifest import CHUNK_SIZE, ID_SIZE
-from raftmft.node.storage import NodeStorage
 from raftmft.node.workers import Worker
-from raftmft.store.segments import Location
+from raftmft.store.disk import SegmentStore
+from raftmft.store.format import Location
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Upload:
 class Chunks:
     """Serves the chunk.* requests. `members` gives (id, weight) of those that store; `replicas` is R."""
 
-    def __init__(self, me: str, storage: NodeStorage, replicator: Replicator, fetcher: Fetcher, repairer: Repairer,
+    def __init__(self, me: str, storage: SegmentStore, replicator: Replicator, fetcher: Fetcher, repairer: Repairer,
                  members: Callable[[], list[tuple[str, int]]], replicas: Callable[[], int]) -> None:
         self._me, self._storage = me, storage
         self._replicator, self._fetcher, self._repairer = replicator, fetcher, repairer
@@ -85,6 +85,8 @@ class Chunks:
         RaftmftError, and the upload can no longer be published, if too few owners can be reached.
         """
         chunk_id, location = _id(args["id"]), _location(args)
+        if not location.segment.startswith(f"{worker.name}-"):
+            raise RaftmftError("a worker may only name segments of its own")
         upload = self._uploads.get(int(args["upload"]))
         if upload is None or upload.worker is not worker:
             raise RaftmftError("the upload has ended")
@@ -95,9 +97,12 @@ class Chunks:
         need = quorum - (1 if self._me in owners else 0)
         upload.pending += 1
         try:
+            # What a worker says is looked at before the index believes it: a place that is not there would later fail
+            # a sync, and with it the node. Read from the page cache: it was written just now.
+            others = any(owner != self._me for owner in owners)
+            data = self._storage.read(location, chunk_id) if others else self._storage.read_range(location, 0, 1)
             self._storage.index.add(chunk_id, location)
-            # Not verified here: who receives it verifies its hash.
-            await self._replicator.put(chunk_id, lambda: self._storage.reader.read(location), owners, need)
+            await self._replicator.put(chunk_id, lambda: data, owners, need)
         except BaseException as error:
             upload.failed = f"a chunk could not be copied to {need} other members: {error}"
             raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import socket
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -28,11 +29,11 @@ _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 class FrontDoor:
     """`choose` names the member for a new connection (None: nobody can serve it); `relay` carries one to another
-    member and raises OSError, before the first byte, if that member does not answer.
+    member, owning it; it raises OSError, with the connection open and unread, if that member does not answer.
     """
 
     def __init__(self, me: str, workers: Workers, choose: Callable[[], str | None],
-                 relay: Callable[[trio.socket.SocketType, str, str], Awaitable[None]]) -> None:
+                 relay: Callable[[socket.socket, str, str], Awaitable[None]]) -> None:
         self._me, self._workers, self._choose, self._relay = me, workers, choose, relay
         self._open = True
         self.accepted = self.refused = self.relayed = 0
@@ -57,15 +58,16 @@ class FrontDoor:
                     elif error.errno not in _TRANSIENT:
                         raise
                     continue
-                nursery.start_soon(self._serve, connection, format_address(address), slots)
+                bare = socket.socket(connection.family, connection.type, fileno=connection.detach())
+                nursery.start_soon(self._serve, bare, format_address(address), slots)
 
-    async def arrived(self, connection: trio.socket.SocketType, address: str) -> None:
+    async def arrived(self, connection: socket.socket, address: str) -> None:
         """A connection that another member relayed here; `address` is the client's. It is served here or refused,
         never sent on, so that no connection goes in circles.
         """
         await self._here(connection, address)
 
-    async def _serve(self, connection: trio.socket.SocketType, address: str, slots: trio.Semaphore) -> None:
+    async def _serve(self, connection: socket.socket, address: str, slots: trio.Semaphore) -> None:
         try:
             self.accepted += 1
             target = self._choose()
@@ -86,24 +88,24 @@ class FrontDoor:
             connection.close()
             slots.release()
 
-    async def _here(self, connection: trio.socket.SocketType, address: str) -> None:
+    async def _here(self, connection: socket.socket, address: str) -> None:
         worker = self._workers.least_loaded() if self._open else None
         if worker is None:
             await self.refuse(connection)
             return
         try:
-            connection.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await worker.hand_over(connection, address)
         except OSError as error:
             log.warning("worker %d did not take a connection: %s", worker.number, error)
             connection.close()
 
-    async def refuse(self, connection: trio.socket.SocketType) -> None:
+    async def refuse(self, connection: socket.socket) -> None:
         """Says why, then closes; a client that does not read costs at most REFUSAL_LIMIT_S."""
         self.refused += 1
         with trio.move_on_after(REFUSAL_LIMIT_S):
             try:
-                stream = trio.SocketStream(connection)
+                stream = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
                 await stream.send_all(refusal())
                 await stream.send_eof()
                 while await stream.receive_some(4096):

@@ -1,6 +1,6 @@
-"""The node's end of the link to one worker: requests both ways over a local stream socket (wire/frames.py).
+"""The node's end of the link to one worker: requests both ways over a local stream socket (wire/link.py).
 
-Request [0, id, op, args], reply [1, id, status, value], notification [2, op, args]. At most MOST_REQUESTS of the
+At most MOST_REQUESTS of the
 worker's requests are in work; beyond that the link is not read, which is the worker's backpressure.
 """
 
@@ -15,6 +15,7 @@ import trio
 from raftmft.core.errors import NoQuorum, OutcomeUnknown, RaftmftError
 from raftmft.core.outcome import Outcome
 from raftmft.wire import frames
+from raftmft.wire import link as wire
 
 log = logging.getLogger(__name__)
 
@@ -79,12 +80,12 @@ class Link:
         number = self._next_id
         event = self._arrived[number] = trio.Event()
         try:
-            await self._send([0, number, op, args])
+            await self._send(wire.request(number, op, args))
             await event.wait()
             if number not in self._replies:
                 raise trio.BrokenResourceError("the worker is gone")
             status, value = self._replies[number]
-            if status != "ok":
+            if status != wire.OK:
                 raise RaftmftError(str(value))
             return value
         finally:
@@ -93,49 +94,47 @@ class Link:
 
     async def _take(self, message: Any, handler: Callable[[str, dict[str, Any]], Awaitable[Any]],
                     nursery: trio.Nursery, slots: trio.Semaphore) -> None:
-        match message:
-            case [0, int(number), str(op), dict(args)]:
+        match wire.parse(message):
+            case wire.Request(number, op, args):
                 await slots.acquire()
                 nursery.start_soon(self._serve, number, op, args, handler, slots)
-            case [1, int(number), str(status), value]:
+            case wire.Reply(number, status, value):
                 if number in self._arrived:
                     self._replies[number] = [status, value]
                     self._arrived[number].set()
-            case [2, str(op), dict(args)]:
+            case wire.Notification(op, args):
                 # In order and before anything that was sent later: a read's end precedes its session's end.
                 await slots.acquire()
                 await self._serve(None, op, args, handler, slots)
-            case _:
-                raise frames.FrameError("a message of no known shape")
 
     async def _serve(self, number: int | None, op: str, args: dict[str, Any],
                      handler: Callable[[str, dict[str, Any]], Awaitable[Any]], slots: trio.Semaphore) -> None:
-        status, value = "ok", None
+        status, value = wire.OK, None
         try:
             value = await handler(op, args)
         except Rejected as refusal:
-            status, value = "rejected", {"code": refusal.code, "text": str(refusal)}
+            status, value = wire.REJECTED, {"code": refusal.code, "text": str(refusal)}
         except NoQuorum as trouble:
-            status, value = "no_quorum", str(trouble)
+            status, value = wire.NO_QUORUM, str(trouble)
         except OutcomeUnknown as trouble:
-            status, value = "unknown", str(trouble)
+            status, value = wire.UNKNOWN, str(trouble)
         except RaftmftError as trouble:
-            status, value = "failed", str(trouble)
+            status, value = wire.FAILED, str(trouble)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             # Either the worker sent nonsense or we have a bug: say so loudly, answer, and live.
             log.exception("request %s from a worker failed", op)
-            status, value = "failed", f"{op} failed inside the node ({type(error).__name__}); see its log"
+            status, value = wire.FAILED, f"{op} failed inside the node ({type(error).__name__}); see its log"
         finally:
             slots.release()
         if number is not None:
-            await self._send([1, number, status, value])
+            await self._send(wire.reply(number, status, value))
 
-    async def _send(self, message: list[Any]) -> None:
+    async def _send(self, frame: bytes) -> None:
         async with self._sending:
             # A frame cut by cancellation would garble the link, so it is sent whole; a worker that does not read is
             # bounded by its own request window.
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 10) as scope:
-                await self._stream.send_all(frames.encode(message))
+                await self._stream.send_all(frame)
             if scope.cancelled_caught:
                 await self._stream.aclose()
                 raise trio.BrokenResourceError("the worker does not read its link")

@@ -55,7 +55,7 @@ def describe(facts: Facts) -> dict[str, Any]:
         "can_lose": {"members": max(0, len(facts.members) - len(dead) - majority) if facts.has_quorum else 0,
                      "disks": disks},
         "under_replicated": under_replicated,
-        "members": [_member(facts, m) for m in facts.members],
+        "members": [_member(facts, m) for m in sorted(facts.members, key=lambda m: m.name)],
     }
 
 

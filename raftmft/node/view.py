@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import trio
+
 from raftmft.cluster.gossip import Gossip
 from raftmft.core import placement, routing
 from raftmft.core.commands import MemberSpec
+from raftmft.core.manifest import CHUNK_SIZE
+from raftmft.core.membership import MemberView
 from raftmft.node.datadir import Seed
 from raftmft.node.state import ReplicatedState
 from raftmft.node.status import Facts
@@ -19,10 +22,15 @@ from raftmft.raft.driver import RaftDriver
 class ClusterView:
     """Answers for the wiring: who is a member and where, who is alive, who owns a chunk, who gets a new session."""
 
-    def __init__(self, seed: Seed, state: ReplicatedState, driver: RaftDriver, gossip: Gossip) -> None:
-        self._seed, self._state, self._driver, self._gossip = seed, state, driver, gossip
-        self._routed: Counter[str] = Counter()
+    def __init__(self, seed: Seed, state: ReplicatedState, driver: RaftDriver) -> None:
+        self._seed, self._state, self._driver = seed, state, driver
+        self._gossip: Gossip | None = None
+        self._routed = routing.Routed()
         self._cached: tuple[MemberSpec, ...] | None = None
+
+    def listen_to(self, gossip: Gossip) -> None:
+        """Takes liveness and loads from here; the gossip itself asks this view for addresses, so it comes second."""
+        self._gossip = gossip
 
     def members(self) -> tuple[MemberSpec, ...]:
         """As Raft lists them; before the first entry was applied, as the seed does."""
@@ -49,13 +57,17 @@ class ClusterView:
         """Member id -> host and peer port."""
         return {m.id: (m.host, m.peer_port) for m in self.members()}
 
+    def gossip_addresses(self) -> dict[str, tuple[str, int]]:
+        """Member id -> host and gossip port."""
+        return {m.id: (m.host, m.gossip_port) for m in self.members()}
+
     def storing(self) -> list[tuple[str, int]]:
         """(id, weight) of the members that store chunks."""
         return [(m.id, m.weight) for m in self.members() if m.mode != "witness"]
 
     def replicas(self) -> int:
         """How many copies a chunk should have."""
-        return min(self._seed.replicas, len(self.storing()))
+        return max(1, min(self._seed.replicas, len(self.storing())))
 
     def ranking(self, chunk_id: bytes) -> tuple[str, ...]:
         """All storing members in the order of a chunk's rendezvous."""
@@ -71,12 +83,12 @@ class ClusterView:
 
     def states(self) -> dict[str, str]:
         """Member id -> alive, suspect or dead."""
-        seen = {member: view.state for member, view in self._gossip.view().items()}
+        seen = {member: view.state for member, view in self._seen().items()}
         return {**seen, self._seed.me: "alive"}
 
     def loads(self) -> Mapping[str, Mapping[str, Any]]:
         """Member id -> its last load, as a dict."""
-        return {member: asdict(view.load) for member, view in self._gossip.view().items() if view.load is not None}
+        return {member: asdict(view.load) for member, view in self._seen().items() if view.load is not None}
 
     def has_quorum(self) -> bool:
         """Whether this node is in fresh contact with a majority and knows a leader."""
@@ -85,16 +97,17 @@ class ClusterView:
 
     def choose(self) -> str | None:
         """The member that gets the next session; None if nobody here or elsewhere can serve it."""
-        loads = {member: view.load for member, view in self._gossip.view().items()
+        loads = {member: view.load for member, view in self._seen().items()
                  if view.state == "alive" and view.load is not None}
-        chosen = routing.choose(self.members(), loads, self._routed, self._seed.me)
+        now = trio.current_time()
+        chosen = routing.choose(self.members(), loads, self._routed.counts(loads, now), self._seed.me)
         if chosen is not None:
-            self._routed[chosen] += 1
+            self._routed.note(chosen, loads[chosen].sessions, now)
         return chosen
 
-    def load_reported(self, member_id: str) -> None:
-        """A member's load was reported anew: what was routed to it before is in there."""
-        self._routed.pop(member_id, None)
+    def _seen(self) -> Mapping[str, MemberView]:
+        assert self._gossip is not None, "the view is asked before it listens to the gossip"
+        return self._gossip.view()
 
     def dead(self) -> dict[str, float]:
         """Members that gossip holds for dead -> seconds since their last Raft acknowledgement (on the leader)."""
@@ -106,8 +119,9 @@ class ClusterView:
         """What `status` is made of."""
         status = self._driver.status()
         machine = self._state.machine
+        files, size = machine.namespace.all_chunk_totals()
         return Facts(
             cluster=self._seed.cluster, members=self.members(), states=self.states(), loads=self.loads(),
             recorded_sessions={m.id: machine.sessions.count(m.id) for m in self.members()}, leader=status.leader,
             term=status.term, commit_index=status.commit_index, has_quorum=status.has_quorum,
-            replicas=self._seed.replicas, chunk_count=machine.namespace.all_chunk_totals()[0])
+            replicas=self._seed.replicas, chunk_count=files + size // CHUNK_SIZE)

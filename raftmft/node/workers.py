@@ -43,7 +43,7 @@ class Worker:
         """Sessions, and connections that were handed over and have not logged in yet."""
         return len(self.sessions) + self.waiting
 
-    async def hand_over(self, connection: trio.socket.SocketType, address: str) -> None:
+    async def hand_over(self, connection: socket.socket, address: str) -> None:
         """Passes an accepted connection to the worker; this process's copy is closed. OSError if the worker is gone."""
         self.waiting += 1
         try:

@@ -19,6 +19,7 @@ from raftmft.core.commands import Envelope, NoOp
 from raftmft.core.errors import NoQuorum, NotApplied, OutcomeUnknown
 from raftmft.core.outcome import Code, Outcome, Rejection
 from raftmft.raft import patches
+from raftmft.raft.engine import LEADER
 from raftmft.raft.journal import Batch
 from raftmft.raft.messages import MAX_PAYLOAD_BYTES
 from raftmft.raft.proposals import Proposal, Stage
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 EXPIRE_EVERY_S = 0.05
 """How far beyond its deadline a proposal may end."""
+HAND_OVER_AGAIN_S = 0.1
+"""A request to lead that had no effect in this time is made again, perhaps to another follower."""
 BARRIER_ROUND_S = 1.0
 """A barrier's no-op that is not confirmed in this time is proposed again."""
 BARRIER_PAUSE_S = 0.02
@@ -128,6 +131,15 @@ class RaftDriver:
             raise proposal.error
         assert proposal.outcome is not None and proposal.stage == Stage.DONE
         return proposal.outcome
+
+    async def hand_over(self) -> None:
+        """Returns when this member does not lead: at once, or when a follower that it asked has taken over. Waits for
+        a follower with the whole log as long as it takes: give it a time limit. Cancelled: nothing is promised.
+        """
+        while self._replica.engine.state() == LEADER:
+            self._replica.engine.hand_over()
+            self._wake.set()
+            await trio.sleep(HAND_OVER_AGAIN_S)
 
     async def barrier(self, *, timeout_s: float) -> int:
         """Returns an index once the local state holds everything that was acknowledged anywhere before the call.

@@ -15,7 +15,6 @@ What is replaced, and why (each has a test in tests/raft that shows the stock li
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -33,26 +32,17 @@ from raftmft.raft.messages import (
     LogEntry,
     Message,
     RequestVote,
+    TimeoutNow,
     Vote,
 )
 from raftmft.raft.progress import Progress
+from raftmft.raft.timing import Timing
 from raftmft.raft.transport import Outbox
 
 patches.install()
 
 NO_OP = b"\x01"
 LEADER, CANDIDATE, FOLLOWER = _RAFT_STATE.LEADER, _RAFT_STATE.CANDIDATE, _RAFT_STATE.FOLLOWER
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Seconds. A leader that hears no majority for `step_down_s` steps down."""
-
-    tick_s: float = 0.02
-    heartbeat_s: float = 0.1
-    election_min_s: float = 0.5
-    election_max_s: float = 1.0
-    step_down_s: float = 0.9
 
 
 class _NullPoller:
@@ -68,6 +58,8 @@ class Engine(SyncObj):
     `on_append` is called at the end of a tick to add commands (leader) or forward them; `on_uncertain(first)` when what
     was proposed at index `first` and beyond, or (None) what was forwarded to a leader, has lost its way.
     """
+
+    _SyncObj__raftLeader: Node | None
 
     def __init__(self, member: str, peers: list[str], journal: Journal, timing: Timing, rng: Random, *,
                  on_append: Callable[[], None], on_uncertain: Callable[[int | None], None]) -> None:
@@ -218,7 +210,22 @@ class Engine(SyncObj):
             self._on_request_vote(node, message)
         elif type(message) is Vote:
             self._on_vote(node, message)
+        elif type(message) is TimeoutNow and message.term == self.term() and self._SyncObj__raftLeader == node:
+            # A heartbeat that was sent before may still come: it must not put this election off.
+            self._SyncObj__transferInProgress = True
+            self._SyncObj__raftElectionDeadline = float("-inf")
         return True
+
+    def hand_over(self) -> str | None:
+        """Asks the follower that has the whole log to lead; its id, None if there is none or this is no leader."""
+        if self.state() != LEADER:
+            return None
+        last = self.journal.last_index
+        ready = [m for m, p in self.progress.items() if p.match == last and self.connected_to(m)]
+        if not ready:
+            return None
+        self.outbox.late(min(ready), TimeoutNow(self.term()))
+        return min(ready)
 
     def _see_term(self, term: int) -> None:
         if term > self.term():
@@ -228,8 +235,7 @@ class Engine(SyncObj):
             self._set_leader(None)
 
     def _set_leader(self, node: Node | None) -> None:
-        before: Node | None = self._SyncObj__raftLeader
-        if before != node:
+        if self._SyncObj__raftLeader != node:
             self._SyncObj__raftLeader = node
             self._SyncObj__onLeaderChanged()
 
@@ -264,7 +270,8 @@ class Engine(SyncObj):
         if self.state() == LEADER:
             return False
         now = self.heard_leader_at = patches.monotonic()
-        self._SyncObj__raftElectionDeadline = now + self._SyncObj__generateRaftTimeout()
+        if not self._SyncObj__transferInProgress:
+            self._SyncObj__raftElectionDeadline = now + self._SyncObj__generateRaftTimeout()
         self._set_leader(node)
         self._SyncObj__setState(FOLLOWER)
         self._SyncObj__leaderCommitIndex = message.commit_index

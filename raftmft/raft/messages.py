@@ -87,7 +87,14 @@ class ForwardReply:
     placed: list[tuple[int, int]]
 
 
-Message = AppendEntries | AppendReply | RequestVote | Vote | Forward | ForwardReply
+@dataclass(frozen=True, slots=True)
+class TimeoutNow:
+    """The leader asks this member, whose log is as long as its own, to stand for election now (Ongaro, 3.10)."""
+
+    term: int
+
+
+Message = AppendEntries | AppendReply | RequestVote | Vote | Forward | ForwardReply | TimeoutNow
 
 
 def encode(message: Message) -> bytes:
@@ -110,6 +117,8 @@ def encode(message: Message) -> bytes:
         fields = [4, message.term]
     elif type(message) is Forward:
         fields = [5, message.term, message.boot, message.commands]
+    elif type(message) is TimeoutNow:
+        fields = [7, message.term]
     else:
         assert type(message) is ForwardReply
         fields = [6, message.term, message.placed]
@@ -211,5 +220,6 @@ _DECODERS: dict[int, tuple[int, Any]] = {
     4: (0, _vote),
     5: (2, _forward),
     6: (1, _forward_reply),
+    7: (0, TimeoutNow),
 }
 """kind -> (fields after the term, decoder). Numbers on the wire are never reused."""

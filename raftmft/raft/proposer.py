@@ -49,11 +49,14 @@ class Proposer:
         is never proposed again afterwards. Cancelled: as OutcomeUnknown.
         """
         deadline = trio.current_time() + timeout_s
-        # The deadline cancels the wait for a slot only: an attempt keeps to it by itself and says what it left behind.
-        with trio.move_on_at(deadline) as wait:
-            await self._slots.acquire()
-        if wait.cancelled_caught:
-            raise NoQuorum("no quorum: too many commands were waiting, this one was not proposed")
+        try:
+            self._slots.acquire_nowait()
+        except trio.WouldBlock:
+            # The deadline cancels the wait for a slot only: an attempt keeps to it by itself and says what it left.
+            with trio.move_on_at(deadline) as wait:
+                await self._slots.acquire()
+            if wait.cancelled_caught:
+                raise NoQuorum("no quorum: too many commands were waiting, this one was not proposed") from None
         try:
             return await self._execute(command, deadline)
         finally:

@@ -26,10 +26,11 @@ from raftmft.core.errors import CorruptFile
 from raftmft.core.machine import Entry
 from raftmft.core.outcome import Code, Outcome, Rejection
 from raftmft.raft import patches
-from raftmft.raft.engine import CANDIDATE, LEADER, Engine, Timing
+from raftmft.raft.engine import CANDIDATE, LEADER, Engine
 from raftmft.raft.journal import Batch, Journal
 from raftmft.raft.messages import MAX_BATCH_BYTES, MAX_BATCH_COUNT, Forward, ForwardReply, LogEntry, decode
 from raftmft.raft.proposals import Proposal, ProposalTable
+from raftmft.raft.timing import Timing
 from raftmft.raft.transport import Outgoing
 from raftmft.wire.commands import decode_envelope
 from raftmft.wire.frames import FrameError
@@ -50,7 +51,9 @@ _STAMPED = struct.Struct(">BQ")
 class StateMachine(Protocol):
     """What entries are applied to. See core/machine.py."""
 
-    applied: int
+    @property
+    def applied(self) -> int:
+        """The index of the last applied entry."""
 
     def apply_batch(self, entries: Sequence[Entry]) -> list[Outcome]:
         """One outcome an entry, in order, committed together with `applied`."""

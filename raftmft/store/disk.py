@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from raftmft.store.format import Location
+from raftmft.store.format import Location, Place, parse_segment_name
 from raftmft.store.index import ChunkIndex
 from raftmft.store.reader import SegmentReader
 from raftmft.store.writer import SEGMENT_SIZE, Buffer, SegmentWriter
@@ -41,18 +41,17 @@ class SegmentStore:
         StoreBroken.
         """
         self.writer.sync()
-        own = self.writer.name + "-"
-        self.reader.sync(segment for segment in segments if not segment.startswith(own))
+        self.reader.sync(name for name in segments if (parse_segment_name(name) or ("",))[0] != self.writer.name)
 
-    def read(self, location: Location, chunk_id: bytes | None = None) -> bytes:
+    def read(self, location: Place, chunk_id: bytes | None = None) -> bytes:
         """The data at `location`; certainly the chunk's if its id is given. ChunkCorrupt."""
         return self.reader.read(location, chunk_id)
 
-    def read_range(self, location: Location, start: int, length: int) -> bytes:
+    def read_range(self, location: Place, start: int, length: int) -> bytes:
         """Some bytes of the chunk, unverified. ChunkCorrupt, ValueError."""
         return self.reader.read_range(location, start, length)
 
-    def forget(self, chunk_id: bytes, location: Location) -> None:
+    def forget(self, chunk_id: bytes, location: Place) -> None:
         """The copy at `location` is bad: it is no longer named."""
         self.index.discard(chunk_id, location)
 

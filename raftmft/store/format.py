@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from raftmft.core.errors import CorruptFile
 from raftmft.core.manifest import CHUNK_SIZE, ID_SIZE
@@ -51,6 +51,17 @@ class Location(NamedTuple):
     segment: str
     offset: int
     length: int
+
+
+class Place(Protocol):
+    """What can be read as a location."""
+
+    @property
+    def segment(self) -> str: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def length(self) -> int: ...
 
 
 class Record(NamedTuple):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from raftmft.store import files, format
 from raftmft.store.errors import SegmentBusy
-from raftmft.store.format import Location
+from raftmft.store.format import Location, Place
 from raftmft.store.scan import Scan, scan
 from raftmft.store.table import ChunkTable
 
@@ -67,11 +67,11 @@ class ChunkIndex:
         """Every place of the chunk: two writers may have stored it at the same time."""
         return self._table.all(chunk_id)
 
-    def add(self, chunk_id: bytes, location: Location) -> bool:
+    def add(self, chunk_id: bytes, location: Place) -> bool:
         """The chunk lies at `location`; True if it was not held before."""
         return self._table.add(chunk_id, location)
 
-    def discard(self, chunk_id: bytes, location: Location) -> bool:
+    def discard(self, chunk_id: bytes, location: Place) -> bool:
         """The copy at `location` is bad or gone; True if it was known. Another copy, if there is one, takes its
         place.
         """

@@ -9,7 +9,7 @@ from blake3 import blake3
 from raftmft.core.manifest import ID_SIZE
 from raftmft.store import format
 from raftmft.store.errors import ChunkCorrupt, StoreBroken, StoreFull
-from raftmft.store.format import Location
+from raftmft.store.format import Location, Place
 from raftmft.store.writer import SEGMENT_SIZE, Buffer
 
 
@@ -55,7 +55,7 @@ class MemoryStore:
         self._check()
         self._synced.update(self._data)
 
-    def read(self, location: Location, chunk_id: bytes | None = None) -> bytes:
+    def read(self, location: Place, chunk_id: bytes | None = None) -> bytes:
         """The data at `location`; certainly the chunk's if its id is given. ChunkCorrupt."""
         found_id, data = self._data.get((location.segment, location.offset), (b"", b""))
         if len(data) != location.length or not data:
@@ -64,17 +64,17 @@ class MemoryStore:
             raise ChunkCorrupt(f"{location.segment} at {location.offset} is not the chunk {chunk_id.hex()[:16]}")
         return data
 
-    def read_range(self, location: Location, start: int, length: int) -> bytes:
+    def read_range(self, location: Place, start: int, length: int) -> bytes:
         """Some bytes of the chunk, unverified. ChunkCorrupt, ValueError."""
         if start < 0 or length < 0 or start + length > location.length:
             raise ValueError(f"bytes {start} to {start + length} are not within a chunk of {location.length}")
         return self.read(location)[start:start + length]
 
-    def forget(self, chunk_id: bytes, location: Location) -> None:
+    def forget(self, chunk_id: bytes, location: Place) -> None:
         """The copy at `location` is bad: it is no longer named."""
-        places = self._places.get(chunk_id, [])
-        if location in places:
-            places.remove(location)
+        places, place = self._places.get(chunk_id, []), Location(location.segment, location.offset, location.length)
+        if place in places:
+            places.remove(place)
             if not places:
                 del self._places[chunk_id]
 

@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from raftmft.store import files, format
 from raftmft.store.errors import ChunkCorrupt, StoreBroken
-from raftmft.store.format import Location
+from raftmft.store.format import Place
 
 OPEN_SEGMENTS_MAX = 256
 """How many segments a reader keeps open; beyond it the least recently used one is closed."""
@@ -41,7 +41,7 @@ class SegmentReader:
         self._lock = threading.Lock()
         self._syncing = threading.Lock()
 
-    def read(self, location: Location, chunk_id: bytes | None = None) -> bytes:
+    def read(self, location: Place, chunk_id: bytes | None = None) -> bytes:
         """The data at `location`; with `chunk_id`, certainly that chunk's: header and hash are checked.
 
         ChunkCorrupt: damaged, gone or unreadable; take another copy. OSError: the trouble lies elsewhere (no
@@ -59,7 +59,7 @@ class SegmentReader:
             raise ChunkCorrupt(f"{_at(location)} does not have the hash of chunk {chunk_id.hex()[:16]}")
         return data
 
-    def read_range(self, location: Location, start: int, length: int) -> bytes:
+    def read_range(self, location: Place, start: int, length: int) -> bytes:
         """`length` bytes from `start` of the chunk, unverified: for a chunk that was verified since it was opened.
 
         ValueError if the range leaves the chunk; errors else as of `read`.
@@ -113,7 +113,7 @@ class SegmentReader:
         return os.open(os.path.join(self._directory, segment), os.O_RDONLY)
 
     @contextmanager
-    def _open(self, location: Location) -> Iterator[int]:
+    def _open(self, location: Place) -> Iterator[int]:
         """The segment's descriptor, which stays open meanwhile. Translates what says that the copy is lost."""
         segment = location.segment
         if location.offset < FIRST_OFFSET or not 0 < location.length <= format.MAX_CHUNK:
@@ -152,5 +152,5 @@ class SegmentReader:
                 os.close(file.fd)
 
 
-def _at(location: Location) -> str:
+def _at(location: Place) -> str:
     return f"{location.segment} at {location.offset}"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from raftmft.core.manifest import ID_SIZE
 from raftmft.store import format
-from raftmft.store.format import Location
+from raftmft.store.format import Location, Place
 
 _BUCKETS = 1 << 16
 _KEY, _PLACE = ID_SIZE - 2, 10
@@ -53,7 +53,7 @@ class ChunkTable:
                 at = _find(bucket, key, at + _ENTRY)
             return found
 
-    def add(self, chunk_id: bytes, location: Location) -> bool:
+    def add(self, chunk_id: bytes, location: Place) -> bool:
         """The location is known; True if the chunk had none before."""
         with self._lock:
             bucket, key = self._buckets[chunk_id[0] << 8 | chunk_id[1]], chunk_id[2:]
@@ -66,7 +66,7 @@ class ChunkTable:
                 bucket += entry
             return False
 
-    def discard(self, chunk_id: bytes, location: Location) -> bool:
+    def discard(self, chunk_id: bytes, location: Place) -> bool:
         """The location is not known; True if it was."""
         with self._lock:
             number = self._numbers.get(location.segment)
@@ -116,6 +116,8 @@ class ChunkTable:
     def ids(self) -> Iterator[bytes]:
         """Every chunk id once, in order of their first two bytes. What changes meanwhile may be seen or not."""
         for prefix, bucket in enumerate(self._buckets):
+            if not bucket:
+                continue
             with self._lock:
                 content = bytes(bucket)
             head = prefix.to_bytes(2, "big")
@@ -130,7 +132,7 @@ class ChunkTable:
             self._names.append(segment)
         return number
 
-    def _place(self, location: Location) -> bytes:
+    def _place(self, location: Place) -> bytes:
         if not (0 <= location.offset <= format.MAX_SEGMENT and 0 < location.length <= format.MAX_CHUNK):
             raise ValueError(f"{location} is no place of a chunk")
         return (location.offset << 48 | location.length << 24 | self._number(location.segment)).to_bytes(_PLACE, "big")

@@ -20,6 +20,8 @@ from raftmft.cluster.holdings import ChunkDamaged, Holdings
 from raftmft.cluster.links import PeerLinks
 from raftmft.cluster.listener import PeerListener, open_port
 from raftmft.cluster.replicator import Replicator
+from raftmft.store.index import ChunkIndex
+from raftmft.store.segments import SegmentReader, SegmentWriter
 from raftmft.wire import peer
 
 CLUSTER = "c-1"
@@ -90,6 +92,47 @@ class MemoryStorage:
     def damage(self, chunk_id: bytes) -> None:
         place, data = self.chunks[chunk_id]
         self.chunks[chunk_id] = (place, bytes([data[0] ^ 1]) + data[1:])
+
+
+class SegmentStorage:
+    """The real store: segments on disk, an index, a reader."""
+
+    def __init__(self, folder: Path, run: str = "node") -> None:
+        self.folder = folder
+        self.index = ChunkIndex(folder, lock_wait_s=0)
+        self.reader = SegmentReader(folder)
+        self.writer = SegmentWriter(folder, run, 4 << 20, reserve_bytes=0)
+        self._own: set[str] = set()
+
+    def find(self, chunk_id: bytes):
+        return self.index.get(chunk_id)
+
+    def append(self, chunk_id: bytes, data):
+        place = self.writer.append(chunk_id, data)
+        self._own.add(place.segment)
+        self.index.add(chunk_id, place)
+        return place
+
+    def sync(self, segments: Iterable[str]) -> None:
+        names = set(segments)
+        if names & self._own:
+            self.writer.sync()
+        self.reader.sync(names - self._own)
+
+    def read(self, place, chunk_id: bytes) -> bytes:
+        return self.reader.read(place, chunk_id)
+
+    def forget(self, chunk_id: bytes, place) -> None:
+        self.index.discard(chunk_id, place)
+
+    def damage(self, chunk_id: bytes) -> None:
+        """Flips a bit of the chunk on the disk."""
+        place = self.index.get(chunk_id)
+        with open(self.folder / place.segment, "r+b") as file:
+            file.seek(place.offset + place.length // 2)
+            byte = file.read(1)
+            file.seek(-1, 1)
+            file.write(bytes([byte[0] ^ 1]))
 
 
 class Node:

@@ -10,12 +10,11 @@ import pytest
 from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
+from peer_nodes import make_files
 
 from raftmft.cluster import certificates
 from raftmft.cluster.certificates import SealBroken, seal, unseal
 from raftmft.core.errors import ConfigError, CorruptFile
-
-from peer_nodes import make_files
 
 KEY = b"k" * 32
 

@@ -10,9 +10,9 @@ import trio
 
 from raftmft.raft.disk import Disk
 from raftmft.raft.driver import RaftDriver
-from raftmft.raft.engine import Timing
 from raftmft.raft.journal import Journal
 from raftmft.raft.replica import Replica
+from raftmft.raft.timing import Timing
 from tests.sim.machine import MemoryMachine
 
 QUICK = Timing(tick_s=0.01, heartbeat_s=0.03, election_min_s=0.15, election_max_s=0.3, step_down_s=0.2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,20 @@ async def test_a_caller_that_comes_during_a_barrier_waits_for_the_next(cluster: 
         await until(lambda: len(driver._waiters) == 1)
         cluster.drop = lambda source, target, body: False
     assert len(indexes) == 2 and indexes[1] > indexes[0]
+
+
+async def test_a_barrier_outlives_the_leader_it_began_with(cluster: LiveCluster) -> None:
+    leader = await cluster.leader()
+    follower = follower_of(cluster, leader)
+    assert follower.driver
+    driver = follower.driver
+    await until(lambda: driver.status().leader == leader.name)
+    cluster.drop = lambda source, target, body: isinstance(decode(body), Forward)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(driver.barrier, timeout_s=8))
+        await until(lambda: bool(driver._replica.table._forwarded))
+        cluster.drop = lambda source, target, body: False
+        await leader.stop()
 
 
 async def test_a_cancelled_caller_leaves_nothing_behind(cluster: LiveCluster) -> None:

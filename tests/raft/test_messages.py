@@ -67,7 +67,7 @@ BAD: list[list[Any]] = [
     [1, 5, 4, 1, [[1, b"x"], [1, b"y"]]],
     [1, 5, 4, 1, [[1, bytes(MAX_PAYLOAD_BYTES + 1)]]],
     [1, 6, 4, [[1]]],
-    [1, 7, 4],
+    [1, 8, 4],
     [1, "append_entries", 4],
     [2, 4, 4],
     [True, 4, 4],

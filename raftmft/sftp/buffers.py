@@ -1,0 +1,144 @@
+"""What the open uploads of one session keep in memory, and which bytes of an upload are contiguous from its start.
+
+A slot that is being written lies in memory as a `Slot`, at most 1 MiB. All slots of a session together, those on their
+way to the store included, are bounded by MOST_SLOTS; beyond it the oldest one is stored and let go of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import insort
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from raftmft.sftp.upload import Upload
+
+MOST_SLOTS = 16
+"""MiB of file content that one session's uploads keep in memory, at most."""
+MOST_ISLANDS = 256
+
+
+class Slot:
+    """A slot's bytes. `is_dirty` until they are on their way to the store; the first `stable` bytes are stored as the
+    slot's present chunk and were not overwritten since.
+    """
+
+    __slots__ = ("buffer", "is_dirty", "stable")
+
+    def __init__(self, buffer: bytearray, *, is_dirty: bool) -> None:
+        self.buffer, self.is_dirty = buffer, is_dirty
+        self.stable = 0 if is_dirty else len(buffer)
+
+    def write(self, position: int, data: memoryview) -> None:
+        """Puts bytes at a position; a gap before them becomes zeros."""
+        buffer = self.buffer
+        have = len(buffer)
+        if position == have:
+            buffer += data
+        elif position < have:
+            buffer[position : position + len(data)] = data
+            if position < self.stable:
+                self.stable = 0
+        else:
+            buffer += bytes(position - have)
+            buffer += data
+        self.is_dirty = True
+
+    def fit(self, length: int) -> None:
+        """Cuts, or pads with zeros, to `length` bytes."""
+        have = len(self.buffer)
+        if have > length:
+            del self.buffer[length:]
+            self.is_dirty = True
+            if self.stable > length:
+                self.stable = 0
+        elif have < length:
+            self.buffer += bytes(length - have)
+            self.is_dirty = True
+
+
+class Budget:
+    """One session's slots in memory, over all its uploads."""
+
+    def __init__(self, most_slots: int = MOST_SLOTS) -> None:
+        self._most = most_slots
+        self._slots: OrderedDict[tuple[int, int], Upload] = OrderedDict()
+        self._leaving = 0
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def has_room(self, slots: int) -> bool:
+        """Whether so many more slots may be taken into memory."""
+        return len(self._slots) + self._leaving + slots <= self._most
+
+    def oldest(self) -> tuple[Upload, int] | None:
+        """The slot to let go of next; None if all are on their way already."""
+        for (_, number), upload in self._slots.items():
+            return upload, number
+        return None
+
+    def took(self, upload: Upload, number: int) -> None:
+        """A slot came into memory."""
+        self._slots[upload.id, number] = upload
+
+    def gave(self, upload: Upload, number: int) -> None:
+        """A slot was let go of."""
+        self._slots.pop((upload.id, number), None)
+        self.wake()
+
+    def leaves(self) -> None:
+        """Bytes of a slot are on their way to the store, and in memory until `left`."""
+        self._leaving += 1
+
+    def left(self) -> None:
+        """They are stored, or given up."""
+        self._leaving -= 1
+        self.wake()
+
+    async def changed(self) -> None:
+        """Returns after the next slot went, or at `wake`."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        await waiter
+
+    def wake(self) -> None:
+        """Who waits for room looks again."""
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+class Prefix:
+    """How many bytes from the start of a file were written, without a gap, in whatever order."""
+
+    def __init__(self, end: int) -> None:
+        self.end = end
+        self._islands: list[tuple[int, int]] = []
+
+    def add(self, start: int, end: int) -> None:
+        """These bytes were written. Beyond MOST_ISLANDS gaps, what lies behind them is forgotten: the prefix may then
+        be told too short, never too long.
+        """
+        if start > self.end:
+            insort(self._islands, (start, end))
+            self._merge()
+            return
+        if end > self.end:
+            self.end = end
+            while self._islands and self._islands[0][0] <= self.end:
+                self.end = max(self.end, self._islands.pop(0)[1])
+
+    def cut(self, size: int) -> None:
+        """The file now ends at `size`."""
+        self.end = min(self.end, size)
+        self._islands = [(start, min(end, size)) for start, end in self._islands if start < size]
+
+    def _merge(self) -> None:
+        merged: list[tuple[int, int]] = []
+        for start, end in self._islands:
+            if merged and start <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+            else:
+                merged.append((start, end))
+        self._islands = merged[:MOST_ISLANDS]

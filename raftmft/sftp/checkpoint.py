@@ -1,0 +1,130 @@
+"""Checkpoints of an upload: its durable prefix, committed so that another node can continue it (contract, promise 3).
+
+A checkpoint is due when EVERY_BYTES more are stored and acknowledged, and EVERY_S after a byte was written; in the
+second case copies of unfinished slots are stored too. Writes stop when the prefix is MOST_BEHIND_BYTES ahead of the
+last checkpoint. Only uploads to names without a published file are checkpointed. A checkpoint that fails poisons the upload.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from raftmft.core.errors import RaftmftError
+from raftmft.core.manifest import chunk_count
+
+if TYPE_CHECKING:
+    from raftmft.sftp.upload import Upload
+
+EVERY_BYTES = 8 << 20
+EVERY_S = 1.2
+"""Measured from the first byte that is not covered; with TICK_S and the commit it stays below 2 s."""
+TICK_S = 0.2
+MOST_BEHIND_BYTES = 16 << 20
+
+
+class Checkpoints:
+    """The checkpoints of one upload, at most one at a time. `is_kept` is False where partials are not kept."""
+
+    def __init__(self, upload: Upload, *, is_kept: bool) -> None:
+        self._upload = upload
+        self._is_kept = is_kept
+        self._done = upload.size
+        self._written_at: float | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._is_stopped = False
+
+    def written(self) -> None:
+        """Bytes were taken, or the size changed."""
+        if self._written_at is None and self._is_kept:
+            self._written_at = time.monotonic()
+
+    def stored(self) -> None:
+        """A chunk was acknowledged: begins a checkpoint if enough of them were."""
+        if self._may_run() and self._upload.stored_prefix() - self._done >= EVERY_BYTES:
+            self._start(with_tail=False)
+
+    def tick(self) -> None:
+        """Called every TICK_S: begins a checkpoint if the oldest byte that is not covered is EVERY_S old."""
+        if self._may_run() and self._written_at is not None and time.monotonic() - self._written_at >= EVERY_S:
+            self._start(with_tail=True)
+
+    def is_behind(self) -> bool:
+        """Whether more bytes may not be acknowledged before a checkpoint covers earlier ones."""
+        return self._is_kept and not self._is_stopped and not self._upload.is_removed and (
+            self._upload.prefix.end - self._done > MOST_BEHIND_BYTES)
+
+    def catch_up(self, *, is_idle: bool) -> None:
+        """Writes wait for a checkpoint: begins one if nothing else will."""
+        if self._may_run() and is_idle:
+            self._start(with_tail=True)
+
+    async def now(self) -> None:
+        """All bytes written before the call are durable on a write quorum and, if they are a prefix, checkpointed.
+
+        Raises the upload's failure.
+        """
+        upload = self._upload
+        await self._idle()
+        await upload.store_copies()
+        await upload.settled()
+        if self._may_run():
+            await self._start(with_tail=True)
+        else:
+            await upload.writer.sync()
+        if upload.failure is not None:
+            raise upload.failure
+
+    async def stop(self) -> None:
+        """No checkpoint runs, and none will begin. Raises the upload's failure."""
+        self._is_stopped = True
+        await self._idle()
+        if self._upload.failure is not None:
+            raise self._upload.failure
+
+    async def _idle(self) -> None:
+        while self._running is not None:
+            await asyncio.wait([self._running])
+
+    def _may_run(self) -> bool:
+        upload = self._upload
+        return (self._is_kept and not self._is_stopped and self._running is None and upload.failure is None
+                and not upload.is_removed)
+
+    def _start(self, *, with_tail: bool) -> asyncio.Task[None]:
+        self._running = asyncio.get_running_loop().create_task(self._run(with_tail))
+        return self._running
+
+    async def _run(self, with_tail: bool) -> None:
+        upload = self._upload
+        began, self._written_at = time.monotonic(), None
+        try:
+            if with_tail:
+                await upload.store_copies()
+                await upload.settled()
+            await self._commit()
+            if upload.prefix.end > self._done and self._written_at is None:
+                self._written_at = began
+        except RaftmftError as trouble:
+            upload.poison(trouble)
+        finally:
+            self._running = None
+            upload.wake()
+        self.stored()
+
+    async def _commit(self) -> None:
+        """Commits the stored prefix as it is now; gives up, without trouble, if it is overwritten meanwhile."""
+        upload = self._upload
+        size = upload.stored_prefix()
+        if size == self._done and upload.table.lowest_change >= chunk_count(size):
+            return
+        upload.table.lowest_change = 1 << 62
+        manifest = await upload.table.manifest(size, b"", upload.store_index)
+        if upload.table.lowest_change < chunk_count(size):
+            return
+        await upload.writer.sync()
+        await upload.link.request("fs.checkpoint", {
+            "session": upload.session, "upload": upload.id, "size": size, "depth": manifest.depth,
+            "ids": manifest.ids, "placement": upload.placement})
+        self._done = size

@@ -1,0 +1,339 @@
+"""What each SFTP request does: the node is asked for names, uploads and chunks do the rest.
+
+Every method gives the reply's buffers, or raises trouble that status.py knows. READ and WRITE have a first attempt that
+never waits (`at_once`); the rest is done one request after another by the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+from raftmft.core.errors import RaftmftError
+from raftmft.core.manifest import MAX_FILE_SIZE
+from raftmft.core.outcome import Code
+from raftmft.sftp import packets as p
+from raftmft.sftp import status
+from raftmft.sftp.attrs import MODE_BITS, FileAttrs, attrs_of, longname
+from raftmft.sftp.chunks import ChunkWriter
+from raftmft.sftp.content import ChunkReader
+from raftmft.sftp.files import MOST_HANDLES, Directory, Handles, ReadFile, Session, WriteHandle
+from raftmft.sftp.link import Link, Refused
+from raftmft.sftp.names import Path, parse_path, path_bytes
+from raftmft.sftp.status import Answer
+from raftmft.sftp.upload import Upload
+
+Buffers = list[bytes | bytearray | memoryview]
+
+PAGE_NAMES = 500
+MOST_NAMES_A_REPLY = 200
+MOST_NAME_BYTES_A_REPLY = 64 << 10
+LAST_CHECKPOINT_S = 4.0
+"""What the last checkpoint of an interrupted upload may take; what earlier ones covered is kept anyway."""
+EXTENSIONS = ((b"posix-rename@openssh.com", b"1"), (b"fsync@openssh.com", b"1"), (b"limits@openssh.com", b"1"))
+_WRITES = p.FXF_WRITE | p.FXF_APPEND | p.FXF_CREAT | p.FXF_TRUNC
+
+
+class Operations:
+    """The requests of one SFTP channel."""
+
+    def __init__(self, link: Link, writer: ChunkWriter, reader: ChunkReader, session: Session, window: int) -> None:
+        self._link, self._writer, self._reader = link, writer, reader
+        self._session, self._window = session, window
+        self._handles = Handles(session)
+
+    # --- without waiting -------------------------------------------------------------------------
+    def at_once(self, request: p.Request) -> Buffers | None:
+        """The reply, if none of it needs waiting."""
+        if isinstance(request, p.Write):
+            return [p.ok_reply(request.id)] if self._writable(request.handle).try_write(
+                request.offset, request.data) else None
+        if isinstance(request, p.Read):
+            file = self._handles.get(request.handle)
+            if isinstance(file, ReadFile):
+                parts = file.try_read(request.offset, min(request.length, p.MAX_DATA))
+                return None if parts is None else _data(request.id, parts)
+        return None
+
+    # --- with waiting ----------------------------------------------------------------------------
+    async def serve(self, request: p.Request) -> Buffers:
+        """The reply. Raises trouble that status.py knows."""
+        match request:
+            case p.Write():
+                await self._writable(request.handle).write(request.offset, request.data)
+                return [p.ok_reply(request.id)]
+            case p.Read():
+                return await self._read(request)
+            case p.Open():
+                return [p.handle_reply(request.id, await self._open(request))]
+            case p.ByHandle(type=p.CLOSE):
+                await self._close(request.handle)
+            case p.ByHandle(type=p.FSTAT):
+                return [p.attrs_reply(request.id, self._fstat(request.handle))]
+            case p.ByHandle(type=p.READDIR):
+                return [p.name_reply(request.id, await self._readdir(request.handle))]
+            case p.ByPath():
+                return await self._by_path(request)
+            case p.SetAttrs(type=p.MKDIR):
+                mode = None if request.attrs.mode is None else request.attrs.mode & MODE_BITS
+                await self._ask("fs.mkdir", path=list(parse_path(request.target)), mode=mode)
+            case p.SetAttrs(type=p.SETSTAT):
+                await self._setstat(parse_path(request.target), request.attrs)
+            case p.SetAttrs():
+                await self._fsetstat(request.target, request.attrs)
+            case p.Rename():
+                source, target = parse_path(request.source), parse_path(request.target)
+                await self._ask("fs.rename", source=list(source), target=list(target), replace=request.replace)
+                self._session.renamed(source, target)
+            case p.Fsync():
+                handle = self._known(request.handle)
+                if isinstance(handle, WriteHandle):
+                    await handle.upload.checkpoints.now()
+            case p.Limits():
+                return [p.limits_reply(request.id, MOST_HANDLES)]
+            case p.Malformed():
+                raise Answer(status.BAD_MESSAGE)
+            case _:
+                raise Answer(status.OP_UNSUPPORTED)
+        return [p.ok_reply(request.id)]
+
+    def over(self) -> None:
+        """The session is over: no write waits any longer."""
+        for upload in self._handles.uploads():
+            upload.over()
+
+    async def end(self) -> None:
+        """Everything that is still open ends without a CLOSE: uploads leave partials, reads tell how far they came."""
+        ends = [self._let_go(handle) for handle in self._handles.take_all()]
+        await asyncio.gather(*ends)
+
+    # --- files -----------------------------------------------------------------------------------
+    async def _open(self, request: p.Open) -> bytes:
+        path, flags = parse_path(request.path), request.flags
+        self._check_room()
+        own = self._session.upload_at(path)
+        if not flags & _WRITES:
+            if own is not None:
+                return self._handles.add(WriteHandle(own, readable=True, writable=False, is_owner=False))
+            opened = await self._ask("fs.open", path=list(path))
+            return self._handles.add(ReadFile(self._link, self._reader, self._session.id, opened))
+        if own is not None and not flags & p.FXF_TRUNC:
+            # The upload's latest bytes become its checkpoint, which is what the new one takes over.
+            with suppress(RaftmftError):
+                await own.checkpoints.now()
+        mode = None if request.attrs.mode is None else request.attrs.mode & MODE_BITS
+        is_truncated = bool(flags & p.FXF_TRUNC)
+        begun = await self._ask(
+            "fs.begin", path=list(path), create=bool(flags & p.FXF_CREAT), truncate=is_truncated,
+            exclusive=bool(flags & p.FXF_CREAT and flags & p.FXF_EXCL), append=bool(flags & p.FXF_APPEND), mode=mode)
+        upload = self._begun(path, begun, is_append=bool(flags & p.FXF_APPEND), is_truncated=is_truncated)
+        return self._handles.add(WriteHandle(
+            upload, readable=bool(flags & p.FXF_READ), writable=bool(flags & (p.FXF_WRITE | p.FXF_APPEND)),
+            is_owner=True))
+
+    def _begun(self, path: Path, begun: dict[str, Any], *, is_append: bool = False,
+               is_truncated: bool = False) -> Upload:
+        upload = Upload(self._link, self._writer, self._reader, self._session.budget, self._session.id, path, begun,
+                        window=self._window, is_append=is_append, is_truncated=is_truncated)
+        self._session.opened(upload)
+        return upload
+
+    async def _close(self, name: bytes) -> None:
+        handle = self._handles.take(name)
+        if handle is None:
+            raise Answer(status.FAILURE, "Invalid handle")
+        if isinstance(handle, ReadFile):
+            handle.close()
+        elif isinstance(handle, WriteHandle) and handle.is_owner:
+            await self._publish(handle.upload)
+
+    async def _publish(self, upload: Upload) -> None:
+        """Publishes what changed; on any trouble the upload ends as a partial and the trouble is raised."""
+        try:
+            if upload.is_changed or upload.failure is not None:
+                await upload.publish()
+            else:
+                await upload.end(keep=False)
+        except RaftmftError:
+            await upload.end(keep=True)
+            raise
+        finally:
+            self._session.closed(upload)
+            upload.close()
+
+    async def _let_go(self, handle: ReadFile | WriteHandle | Directory) -> None:
+        if isinstance(handle, ReadFile):
+            handle.close()
+        elif isinstance(handle, WriteHandle) and handle.is_owner:
+            upload = handle.upload
+            if not upload.file and not upload.is_removed:
+                # What earlier checkpoints covered is kept anyway, and there is nobody left to tell of trouble.
+                with suppress(RaftmftError, TimeoutError):
+                    async with asyncio.timeout(LAST_CHECKPOINT_S):
+                        await upload.checkpoints.now()
+            await upload.end(keep=True)
+            self._session.closed(upload)
+            upload.close()
+
+    async def _read(self, request: p.Read) -> Buffers:
+        handle, length = self._known(request.handle), min(request.length, p.MAX_DATA)
+        if isinstance(handle, ReadFile):
+            return _data(request.id, await handle.read(request.offset, length))
+        if isinstance(handle, WriteHandle) and handle.readable:
+            data = await handle.upload.read(request.offset, length)
+            return _data(request.id, [memoryview(data)] if data else [])
+        raise Answer(status.FAILURE, "the handle is not open to read")
+
+    def _fstat(self, name: bytes) -> FileAttrs:
+        handle = self._known(name)
+        if isinstance(handle, ReadFile):
+            return handle.attrs
+        if isinstance(handle, WriteHandle):
+            return self._own_attrs(handle.upload)
+        raise Answer(status.FAILURE, "the handle is a directory's")
+
+    async def _fsetstat(self, name: bytes, attrs: FileAttrs) -> None:
+        handle = self._known(name)
+        if isinstance(handle, WriteHandle):
+            if not handle.writable:
+                raise Answer(status.PERMISSION_DENIED)
+            await self._set_own(handle.upload, attrs)
+        elif isinstance(handle, ReadFile):
+            if attrs.size is not None:
+                raise Answer(status.PERMISSION_DENIED)
+            await self._ask("fs.setstat", path=[], file=handle.file, attrs=attrs.settable())
+        else:
+            await self._setstat(handle.path, attrs)
+
+    async def _set_own(self, upload: Upload, attrs: FileAttrs) -> None:
+        """Attributes of an upload are published with it, but those of an existing file without changes at once."""
+        if attrs.size is not None and attrs.size != upload.size:
+            await upload.truncate(attrs.size)
+        values = attrs.settable()
+        if values and not upload.is_changed:
+            await self._ask("fs.setstat", path=list(upload.path), file=upload.file, attrs=values)
+        for what in ("uid", "gid"):
+            if values.pop(what, self._session.uid) != self._session.uid:
+                raise Answer(status.PERMISSION_DENIED)
+        upload.attrs.update(values)
+
+    # --- names -----------------------------------------------------------------------------------
+    async def _by_path(self, request: p.ByPath) -> Buffers:
+        path = parse_path(request.path)
+        match request.type:
+            case p.STAT | p.LSTAT:
+                return [p.attrs_reply(request.id, await self._stat(path))]
+            case p.REALPATH:
+                whole = path_bytes(path)
+                return [p.name_reply(request.id, [(whole, whole, FileAttrs())])]
+            case p.OPENDIR:
+                self._check_room()
+                page = await self._ask("fs.list", path=list(path), after=None, limit=PAGE_NAMES)
+                return [p.handle_reply(request.id, self._handles.add(Directory(path, page)))]
+            case p.REMOVE:
+                answer = await self._ask("fs.remove", path=list(path))
+                self._session.removed(path, list(answer.get("uploads") or ()))
+            case p.RMDIR:
+                await self._ask("fs.rmdir", path=list(path))
+            case _:
+                raise Answer(status.OP_UNSUPPORTED)
+        return [p.ok_reply(request.id)]
+
+    async def _stat(self, path: Path) -> FileAttrs:
+        own = self._session.upload_at(path)
+        return self._own_attrs(own) if own is not None else attrs_of(await self._ask("fs.stat", path=list(path)))
+
+    async def _setstat(self, path: Path, attrs: FileAttrs) -> None:
+        own = self._session.upload_at(path)
+        if own is not None:
+            await self._set_own(own, attrs)
+            return
+        if attrs.size is not None:
+            await self._truncate(path, attrs.size)
+        values = attrs.settable()
+        if values or attrs.size is None:
+            await self._ask("fs.setstat", path=list(path), file=0, attrs=values)
+
+    async def _truncate(self, path: Path, size: int) -> None:
+        """A new size for a file by its path: an upload that begins and is published here."""
+        if size > MAX_FILE_SIZE:
+            raise Answer(status.FAILURE, f"File too large: at most {MAX_FILE_SIZE} bytes")
+        begun = await self._ask("fs.begin", path=list(path), create=False, truncate=False, exclusive=False,
+                                append=False, mode=None)
+        upload = self._begun(path, begun)
+        if not upload.file:
+            # An unfinished upload is nobody's file yet: cutting it must not publish it.
+            try:
+                await upload.truncate(size)
+            finally:
+                await self._let_go(WriteHandle(upload, readable=False, writable=True, is_owner=True))
+            return
+        try:
+            if size != upload.size:
+                await upload.truncate(size)
+        except RaftmftError as trouble:
+            upload.poison(trouble)
+        await self._publish(upload)
+
+    async def _readdir(self, name: bytes) -> list[tuple[bytes, bytes, FileAttrs]]:
+        directory = self._known(name)
+        if not isinstance(directory, Directory):
+            raise Answer(status.FAILURE, "the handle is a file's")
+        if not directory.is_begun:
+            directory.is_begun = True
+            directory.own = self._session.uploads_in(directory.path)
+            dots = FileAttrs(mode=0o040755)
+            return [(dot, longname(dot, dots, self._session.user_bytes), dots) for dot in (b".", b"..")]
+        if not directory.entries and directory.has_more:
+            directory.add_page(await self._ask(
+                "fs.list", path=list(directory.path), after=directory.last, limit=PAGE_NAMES))
+        own = directory.own or {}
+        rows: list[tuple[bytes, bytes, FileAttrs]] = []
+        used = taken = 0
+        for entry in directory.entries[:MOST_NAMES_A_REPLY]:
+            upload = own.pop(entry["name"], None)
+            rows.append(self._row(entry["name"], attrs_of(entry) if upload is None else self._own_attrs(upload)))
+            taken += 1
+            used += 2 * len(rows[-1][0]) + 120
+            if used > MOST_NAME_BYTES_A_REPLY:
+                break
+        del directory.entries[:taken]
+        if not rows and not directory.has_more:
+            rows = [self._row(own_name, self._own_attrs(upload)) for own_name, upload in own.items()]
+            own.clear()  # at most MOST_HANDLES of them
+        if not rows:
+            raise Answer(status.EOF)
+        return rows
+
+    # --- leaves ----------------------------------------------------------------------------------
+    async def _ask(self, operation: str, **args: Any) -> Any:
+        return await self._link.request(operation, {"session": self._session.id, **args})
+
+    def _row(self, name: bytes, attrs: FileAttrs) -> tuple[bytes, bytes, FileAttrs]:
+        return name, longname(name, attrs, self._session.user_bytes), attrs
+
+    def _own_attrs(self, upload: Upload) -> FileAttrs:
+        return upload.present_attrs(self._session.uid)
+
+    def _known(self, name: bytes) -> ReadFile | WriteHandle | Directory:
+        handle = self._handles.get(name)
+        if handle is None:
+            raise Answer(status.FAILURE, "Invalid handle")
+        return handle
+
+    def _writable(self, name: bytes) -> Upload:
+        handle = self._handles.get(name)
+        if not isinstance(handle, WriteHandle) or not handle.writable:
+            raise Answer(status.FAILURE, "the handle is not open to write")
+        return handle.upload
+
+    def _check_room(self) -> None:
+        if not self._handles.has_room():
+            raise Refused(Code.LIMIT, f"a session has at most {MOST_HANDLES} open handles")
+
+
+def _data(number: int, parts: list[memoryview]) -> Buffers:
+    if not parts:
+        raise Answer(status.EOF)
+    return p.data_reply(number, parts)

@@ -1,0 +1,162 @@
+"""Which chunk holds each 1 MiB slot of a file that is being written: overrides over a base manifest.
+
+Slots are held in pages, so that a sparse file costs memory by what was written and not by its length (32 KiB for each
+GiB touched). A slot without a chunk is a hole and reads as zeros. Only the last slot of a manifest may be short, so a
+slot that was stored short is remembered in `short` until it is stored again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from raftmft.core.manifest import (
+    CHUNK_SIZE,
+    ID_SIZE,
+    IDS_PER_INDEX,
+    INLINE_IDS,
+    Manifest,
+    chunk_count,
+)
+from raftmft.sftp.content import Content
+
+PAGE_SLOTS = 1024
+NO_CHUNK = bytes(ID_SIZE)
+_PAGES_PER_GROUP = IDS_PER_INDEX // PAGE_SLOTS
+
+StoreIndex = Callable[[bytes], Awaitable[bytes]]
+
+
+class SlotTable:
+    """The ids of an upload's slots. `base` is what the upload continues from."""
+
+    def __init__(self, base: Content) -> None:
+        self._base = base
+        self._pages: dict[int, bytearray] = {}
+        self._group_ids: dict[int, bytes] = {}
+        self._base_slots = chunk_count(base.manifest.size)
+        self.lowest_change = 1 << 62
+        self.short: dict[int, int] = {}
+        tail = base.manifest.size % CHUNK_SIZE
+        if tail:
+            self.short[self._base_slots - 1] = tail
+
+    def set(self, slot: int, chunk_id: bytes, length: int) -> None:
+        """The slot's content is now this chunk of `length` bytes."""
+        page, position = divmod(slot, PAGE_SLOTS)
+        ids = self._pages.get(page)
+        if ids is None:
+            ids = self._pages[page] = bytearray(PAGE_SLOTS * ID_SIZE)
+        ids[position * ID_SIZE : (position + 1) * ID_SIZE] = chunk_id
+        if length == CHUNK_SIZE:
+            self.short.pop(slot, None)
+        else:
+            self.short[slot] = length
+        self._touched(slot)
+
+    def is_stored(self, slot: int) -> bool:
+        """False for a hole."""
+        return slot < self._base_slots or self._own(slot) is not None
+
+    def length_of(self, slot: int) -> int:
+        """How many bytes are stored for the slot."""
+        return self.short.get(slot, CHUNK_SIZE) if self.is_stored(slot) else 0
+
+    async def id_of(self, slot: int) -> bytes | None:
+        """The id of the slot's chunk; None for a hole. RaftmftError if the base cannot be read."""
+        own = self._own(slot)
+        if own is not None:
+            return own
+        return await self._base.id_of(slot) if slot < self._base_slots else None
+
+    def cut(self, slots: int) -> None:
+        """Forgets all from slot number `slots` on."""
+        self._base_slots = min(self._base_slots, slots)
+        for page in [p for p in self._pages if (p + 1) * PAGE_SLOTS > slots]:
+            keep = max(0, slots - page * PAGE_SLOTS) * ID_SIZE
+            if keep:
+                self._pages[page][keep:] = bytes(PAGE_SLOTS * ID_SIZE - keep)
+            else:
+                del self._pages[page]
+        self.short = {slot: length for slot, length in self.short.items() if slot < slots}
+        self._group_ids = {g: i for g, i in self._group_ids.items() if (g + 1) * IDS_PER_INDEX <= slots}
+        self.lowest_change = min(self.lowest_change, slots)
+
+    def has_holes(self, slots: int) -> bool:
+        """Whether one of the first `slots` slots is a hole."""
+        slot = self._base_slots
+        while slot < slots:
+            page = self._pages.get(slot // PAGE_SLOTS)
+            if page is None:
+                return True
+            end = min(slots, (slot // PAGE_SLOTS + 1) * PAGE_SLOTS)
+            first = slot % PAGE_SLOTS
+            window = page[first * ID_SIZE : (first + end - slot) * ID_SIZE]
+            if NO_CHUNK in window and any(
+                    window[i : i + ID_SIZE] == NO_CHUNK for i in range(0, len(window), ID_SIZE)):
+                return True
+            slot = end
+        return False
+
+    async def manifest(self, size: int, zero_id: bytes, store_index: StoreIndex) -> Manifest:
+        """The manifest of the first `size` bytes, the same as core.manifest.pack_ids would give; holes are `zero_id`.
+
+        Index chunks that do not stand yet are given to `store_index`, which gives their ids. Index chunks of the base,
+        and full ones made before, are used again. Raises what the base or `store_index` raise.
+        """
+        count = chunk_count(size)
+        if count <= INLINE_IDS:
+            return Manifest(size, 0, await self._ids(0, count, zero_id))
+        ids = []
+        for group in range(-(-count // IDS_PER_INDEX)):
+            first = group * IDS_PER_INDEX
+            ids.append(await self._group(group, first, min(count, first + IDS_PER_INDEX), zero_id, store_index))
+        return Manifest(size, 1, b"".join(ids))
+
+    async def _group(self, group: int, first: int, end: int, zero_id: bytes, store_index: StoreIndex) -> bytes:
+        known = self._group_ids.get(group) if end - first == IDS_PER_INDEX else None
+        if known is not None:
+            return known
+        base = self._base.manifest
+        is_whole = end == min(first + IDS_PER_INDEX, chunk_count(base.size)) and end <= self._base_slots
+        if base.depth == 1 and is_whole and not any(
+                page in self._pages for page in range(group * _PAGES_PER_GROUP, (group + 1) * _PAGES_PER_GROUP)):
+            return base.id_list()[group]
+        chunk_id = await store_index(await self._ids(first, end, zero_id))
+        if end - first == IDS_PER_INDEX and self.lowest_change >= end:
+            self._group_ids[group] = chunk_id
+        return chunk_id
+
+    async def _ids(self, first: int, end: int, zero_id: bytes) -> bytes:
+        """The ids of slots first..end, which lie in one group."""
+        base = b""
+        if first < self._base_slots:
+            base = (b"".join(self._base.manifest.id_list()[first:end]) if self._base.manifest.depth == 0
+                    else await self._base.index(first // IDS_PER_INDEX))[: (self._base_slots - first) * ID_SIZE]
+        ids = bytearray(base[: (end - first) * ID_SIZE])
+        ids += zero_id * (end - first - len(ids) // ID_SIZE)
+        for page in range(first // PAGE_SLOTS, -(-end // PAGE_SLOTS)):
+            own = self._pages.get(page)
+            if own is None:
+                continue
+            start = page * PAGE_SLOTS
+            stop = min(end, start + PAGE_SLOTS)
+            if NO_CHUNK not in own[: (stop - start) * ID_SIZE]:  # the usual case: a page that was written through
+                ids[(start - first) * ID_SIZE : (stop - first) * ID_SIZE] = own[: (stop - start) * ID_SIZE]
+                continue
+            for slot in range(start, stop):
+                chunk_id = self._own(slot)
+                if chunk_id is not None:
+                    ids[(slot - first) * ID_SIZE : (slot - first + 1) * ID_SIZE] = chunk_id
+        return bytes(ids)
+
+    def _own(self, slot: int) -> bytes | None:
+        page, position = divmod(slot, PAGE_SLOTS)
+        ids = self._pages.get(page)
+        if ids is None:
+            return None
+        chunk_id = bytes(ids[position * ID_SIZE : (position + 1) * ID_SIZE])
+        return None if chunk_id == NO_CHUNK else chunk_id
+
+    def _touched(self, slot: int) -> None:
+        self.lowest_change = min(self.lowest_change, slot)
+        self._group_ids.pop(slot // IDS_PER_INDEX, None)

@@ -1,0 +1,31 @@
+"""In CI (RAFTMFT_CI=1) a test may be skipped only for a reason that is listed here."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+ALLOWED_SKIPS: tuple[str, ...] = (
+    "rclone is missing",
+    "lftp is missing",
+)
+
+_unlisted: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and os.environ.get("RAFTMFT_CI"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if not any(allowed in reason for allowed in ALLOWED_SKIPS):
+            _unlisted.append(f"{report.nodeid}: {reason}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if _unlisted:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in _unlisted:
+        terminalreporter.write_line(f"skipped for a reason that CI does not allow (tests/conftest.py): {line}", red=True)

@@ -1,0 +1,392 @@
+"""The writer's promises about durability, failure and exclusion; the reader's about descriptors."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import threading
+
+import pytest
+
+from raftmft.store import files, format
+from raftmft.store import writer as writer_module
+from raftmft.store.errors import ChunkCorrupt, StoreBroken, StoreFull
+from raftmft.store.index import ChunkIndex
+from raftmft.store.reader import SegmentReader
+from raftmft.store.writer import SegmentWriter
+from tests.store.contract import chunk
+
+
+class Disk:
+    """Records, in order, what was made durable; fails on demand."""
+
+    def __init__(self, monkeypatch):
+        self.log: list[str] = []
+        self.fail: OSError | None = None
+        self.hold: threading.Event | None = None
+        self.entered = threading.Event()
+        for name in ("fdatasync", "fsync"):
+            monkeypatch.setattr(os, name, self.wrap(name, getattr(os, name)))
+
+    def wrap(self, name, real):
+        def call(fd):
+            self.entered.set()
+            if self.hold is not None:
+                assert self.hold.wait(10)
+            if self.fail is not None:
+                raise self.fail
+            real(fd)
+            self.log.append(f"{name} {os.path.basename(os.readlink(f'/proc/self/fd/{fd}'))}")
+        return call
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    return Disk(monkeypatch)
+
+
+def make(directory, size=1 << 20, name="w"):
+    return SegmentWriter(directory, name, size, reserve_bytes=0)
+
+
+def test_the_first_sync_makes_the_directory_entry_durable_too(tmp_path, disk):
+    writer = make(tmp_path)
+    where = writer.append(*chunk(1))
+    assert disk.log == []
+    writer.sync()
+    assert disk.log == [f"fdatasync {where.segment}", f"fsync {tmp_path.name}"]
+    writer.append(*chunk(2))
+    writer.sync()
+    assert disk.log[2:] == [f"fdatasync {where.segment}"]
+    writer.sync()
+    assert len(disk.log) == 3, "nothing to sync"
+    writer.close()
+
+
+def test_a_sync_covers_segments_rolled_since_the_last_one(tmp_path, disk):
+    writer = make(tmp_path, 2000)
+    names = list(dict.fromkeys(writer.append(*chunk(i, 900)).segment for i in range(7)))
+    assert len(names) == 4
+    writer.sync()
+    data = [line for line in disk.log if line.startswith("fdatasync")]
+    assert sorted(data) == [f"fdatasync {name}" for name in names]
+    assert disk.log.index(f"fsync {tmp_path.name}") == 4, "the directory, before anything is sealed"
+    assert [(tmp_path / format.hint_name(name)).exists() for name in names] == [True, True, True, False]
+    writer.close()
+    assert (tmp_path / format.hint_name(names[-1])).exists()
+
+
+def test_a_sync_that_waits_covers_what_was_appended_before_it(tmp_path, disk):
+    """The one under way began before the second append, so the second caller needs a sync of its own."""
+    writer = make(tmp_path)
+    writer.append(*chunk(1))
+    disk.hold = threading.Event()
+    first = threading.Thread(target=writer.sync)
+    first.start()
+    assert disk.entered.wait(10)
+    writer.append(*chunk(2))
+    assert writer.unsynced_bytes > 0
+    others = [threading.Thread(target=writer.sync) for _ in range(3)]
+    for thread in others:
+        thread.start()
+    disk.hold.set()
+    for thread in (first, *others):
+        thread.join(10)
+    assert writer.unsynced_bytes == 0
+    assert sum(line.startswith("fdatasync") for line in disk.log) == 2, "the three that waited shared one"
+    writer.close()
+
+
+def test_the_synced_mark_lags_behind_a_sync_under_way(tmp_path, disk):
+    """A record appended while a sync runs must not say that what the sync covers is durable."""
+    writer = make(tmp_path)
+    writer.append(*chunk(1))
+    disk.hold = threading.Event()
+    thread = threading.Thread(target=writer.sync)
+    thread.start()
+    assert disk.entered.wait(10)
+    second = writer.append(*chunk(2))
+    disk.hold.set()
+    thread.join(10)
+    third = writer.append(*chunk(3))
+
+    def mark(where):
+        with open(tmp_path / where.segment, "rb") as file:
+            content = file.read()
+        codec = format.RecordCodec(format.parse_segment_header(content, ""))
+        at = where.offset - format.RECORD_HEADER
+        return codec.parse(content[at:where.offset], at).synced
+
+    assert mark(second) == 0
+    assert mark(third) == second.offset - format.RECORD_HEADER
+    writer.close()
+
+
+def test_a_failed_fdatasync_breaks_the_writer_for_ever(tmp_path, disk):
+    writer = make(tmp_path)
+    good = chunk(1)
+    writer.append(*good)
+    writer.sync()
+    bad = writer.append(*chunk(2))
+    disk.fail = OSError(errno.EIO, "Input/output error")
+    with pytest.raises(StoreBroken, match="fdatasync failed"):
+        writer.sync()
+    disk.fail = None
+    for attempt in (writer.sync, lambda: writer.append(*chunk(3))):
+        with pytest.raises(StoreBroken):
+            attempt()
+    writer.close()
+    assert not (tmp_path / format.hint_name(bad.segment)).exists(), "a broken segment is never sealed by its writer"
+    assert good[0] in ChunkIndex(tmp_path), "and its lock is free"
+
+
+def test_all_who_wait_for_a_sync_that_fails_are_told(tmp_path, disk):
+    writer = make(tmp_path)
+    writer.append(*chunk(1))
+    disk.hold, failed = threading.Event(), []
+
+    def sync():
+        try:
+            writer.sync()
+        except StoreBroken as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=sync) for _ in range(4)]
+    threads[0].start()
+    assert disk.entered.wait(10)
+    for thread in threads[1:]:
+        thread.start()
+    disk.fail = OSError(errno.EIO, "Input/output error")
+    disk.hold.set()
+    for thread in threads:
+        thread.join(10)
+    assert len(failed) == 4
+    writer.close()
+
+
+def test_a_failed_write_breaks_the_writer_for_ever(tmp_path, monkeypatch):
+    writer = make(tmp_path)
+    writer.append(*chunk(1))
+
+    def fail(*args):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "pwritev", fail)
+    with pytest.raises(StoreBroken, match="write failed"):
+        writer.append(*chunk(2))
+    monkeypatch.undo()
+    with pytest.raises(StoreBroken):
+        writer.append(*chunk(2))
+    with pytest.raises(StoreBroken):
+        writer.sync()
+    writer.close()
+
+
+def test_short_writes_are_completed(tmp_path, monkeypatch):
+    real = os.pwritev
+    monkeypatch.setattr(os, "pwritev", lambda fd, buffers, at: real(fd, [b"".join(buffers)[:700]], at))
+    writer = make(tmp_path)
+    chunk_id, data = chunk(1, 5000)
+    where = writer.append(chunk_id, data)
+    assert SegmentReader(tmp_path).read(where, chunk_id) == data
+    writer.close()
+
+
+def test_two_writers_of_one_name_never_share_a_segment(tmp_path):
+    one, two = make(tmp_path), make(tmp_path)
+    names = {w.append(*chunk(n)).segment for n, w in enumerate((one, two))}
+    assert len(names) == 2
+    for name in names:
+        fd = os.open(tmp_path / name, os.O_RDWR)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(fd)
+    one.close()
+    two.close()
+    assert make(tmp_path).append(*chunk(3)).segment == "w-000003.seg"
+
+
+def test_an_empty_file_cleared_away_between_making_and_locking_is_not_written(tmp_path, monkeypatch):
+    real = files.try_lock
+    cleared = []
+
+    def lock(fd):
+        if not cleared:
+            cleared.append(os.readlink(f"/proc/self/fd/{fd}"))
+            os.unlink(cleared[0])
+        return real(fd)
+
+    monkeypatch.setattr(files, "try_lock", lock)
+    writer = make(tmp_path)
+    where = writer.append(*chunk(1))
+    assert cleared and (tmp_path / where.segment).exists()
+    writer.close()
+
+
+def test_files_are_for_their_owner_alone(tmp_path):
+    writer = make(tmp_path / "new")
+    writer.append(*chunk(1))
+    writer.close()
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
+    assert [stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "new").iterdir()] == [0o600, 0o600]
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../x", ".hidden", "a b", "x" * 65, "-"])
+def test_bad_writer_names(tmp_path, name):
+    with pytest.raises(ValueError):
+        make(tmp_path, name=name)
+
+
+def test_a_writer_that_wrote_nothing_leaves_nothing(tmp_path):
+    writer = make(tmp_path)
+    writer.sync()
+    writer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_space_is_taken_in_steps_and_given_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer_module, "PREALLOCATE_STEP", 100_000)
+    writer = make(tmp_path, 1 << 20)
+    where = writer.append(*chunk(1, 10_000))
+    path = tmp_path / where.segment
+    first = path.stat().st_size
+    assert 100_000 <= first <= 200_000
+    while writer.append(*chunk(2, 10_000)).offset + 10_000 < first:
+        pass
+    assert path.stat().st_size > first
+    writer.close()
+    assert path.stat().st_size <= first + 20_000
+
+
+def test_a_segment_never_takes_more_than_a_sixteenth_of_the_disk(tmp_path, monkeypatch):
+    real = os.statvfs(tmp_path)
+
+    class Small:
+        f_frsize, f_blocks, f_bavail = real.f_frsize, 16 * 20_000 // real.f_frsize, real.f_bavail
+
+    monkeypatch.setattr(os, "statvfs", lambda path: Small)
+    writer = make(tmp_path, 256 << 20)
+    where = [writer.append(*chunk(i, 9000)) for i in range(4)]
+    assert len({w.segment for w in where}) >= 2
+    assert all((tmp_path / w.segment).stat().st_size <= 20_000 for w in where)
+    writer.close()
+
+
+def test_the_reserve_is_left_free(tmp_path, monkeypatch):
+    real = os.statvfs(tmp_path)
+    writer = SegmentWriter(tmp_path, "w", 1 << 20, reserve_bytes=real.f_bavail * real.f_frsize + (1 << 40))
+    with pytest.raises(StoreFull, match="full"):
+        writer.append(*chunk(1))
+    writer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_segment_can_be_made_on_a_full_disk_and_then_it_can(tmp_path, monkeypatch):
+    writer = make(tmp_path, 2000)
+    first = writer.append(*chunk(1, 1500))
+    real = os.open
+
+    def full(path, flags, *mode):
+        if flags & os.O_CREAT:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(StoreFull):
+        writer.append(*chunk(2, 1500))
+    writer.sync()
+    monkeypatch.undo()
+    second = writer.append(*chunk(2, 1500))
+    assert second.segment != first.segment
+    writer.close()
+    assert len(ChunkIndex(tmp_path)) == 2
+
+
+# --- reader ------------------------------------------------------------------------------------------
+def open_segments() -> int:
+    return sum(".seg" in os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
+               if os.path.exists(f"/proc/self/fd/{fd}"))
+
+
+def test_a_reader_keeps_a_bounded_number_of_segments_open(tmp_path):
+    writer = make(tmp_path, 1000)
+    chunks = [chunk(i, 900) for i in range(12)]
+    where = [writer.append(*c) for c in chunks]
+    writer.close()
+    before = open_segments()
+    reader = SegmentReader(tmp_path, open_segments_max=3)
+    for _ in range(2):
+        for (chunk_id, data), location in zip(chunks, where, strict=True):
+            assert reader.read(location, chunk_id) == data
+            assert open_segments() - before <= 3
+    reader.close()
+    assert open_segments() == before
+    assert reader.read(where[0], chunks[0][0]) == chunks[0][1]
+    reader.close()
+
+
+def test_a_segment_that_is_being_read_is_not_closed_under_the_reading_thread(tmp_path, monkeypatch):
+    writer = make(tmp_path, 1000)
+    chunks = [chunk(i, 900) for i in range(2)]
+    where = [writer.append(*c) for c in chunks]
+    writer.close()
+    before = open_segments()
+    reader = SegmentReader(tmp_path, open_segments_max=1)
+    reading, go = threading.Event(), threading.Event()
+    real, results = files.pread_all, []
+
+    def slow(fd, length, offset):
+        if threading.current_thread() is not threading.main_thread():
+            reading.set()
+            assert go.wait(10)
+        return real(fd, length, offset)
+
+    monkeypatch.setattr(files, "pread_all", slow)
+    thread = threading.Thread(target=lambda: results.append(reader.read(where[0], chunks[0][0])))
+    thread.start()
+    assert reading.wait(10)
+    assert reader.read(where[1], chunks[1][0]) == chunks[1][1]  # evicts the first
+    reader.close()
+    go.set()
+    thread.join(10)
+    assert results == [chunks[0][1]]
+    assert open_segments() == before
+
+
+def test_an_unreadable_sector_is_a_corrupt_chunk_and_other_trouble_is_not(tmp_path, monkeypatch):
+    writer = make(tmp_path)
+    chunk_id, _ = chunk(1)
+    where = writer.append(*chunk(1))
+    reader = SegmentReader(tmp_path)
+    for number, expected in ((errno.EIO, ChunkCorrupt), (errno.ENOMEM, OSError)):
+        def fail(*args, number=number):
+            raise OSError(number, os.strerror(number))
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "pread_all", fail)
+            with pytest.raises(expected):
+                reader.read(where, chunk_id)
+    writer.close()
+    reader.close()
+
+
+def test_another_processs_appends_are_made_durable_with_their_directory_entry(tmp_path, disk):
+    writer = make(tmp_path)
+    where = writer.append(*chunk(1))
+    reader = SegmentReader(tmp_path)
+    reader.sync([where.segment])
+    assert disk.log == [f"fsync {tmp_path.name}", f"fdatasync {where.segment}"]
+    before = open_segments()
+    writer.append(*chunk(2))
+    reader.sync([where.segment])
+    assert disk.log[2:] == [f"fdatasync {where.segment}"]
+    assert open_segments() == before, "the descriptor that would be told of a lost write is kept"
+    disk.fail = OSError(errno.EIO, "Input/output error")
+    with pytest.raises(StoreBroken):
+        reader.sync([where.segment])
+    disk.fail = None
+    writer.close()
+    reader.sync([where.segment])
+    assert open_segments() == before - 2, "the writer's, and once it is sealed the reader's"
+    reader.close()
