@@ -58,6 +58,26 @@ class Slot:
             self.is_dirty = True
 
 
+class Bell:
+    """Wakes everyone who waits for something to change; each then looks again for itself."""
+
+    def __init__(self) -> None:
+        self._waiting: list[asyncio.Future[None]] = []
+
+    async def wait(self) -> None:
+        """Returns at the next ring."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        await waiter
+
+    def ring(self) -> None:
+        """Something changed."""
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
 class Budget:
     """One session's slots in memory, over all its uploads."""
 
@@ -65,7 +85,7 @@ class Budget:
         self._most = most_slots
         self._slots: OrderedDict[tuple[int, int], Upload] = OrderedDict()
         self._leaving = 0
-        self._waiting: list[asyncio.Future[None]] = []
+        self.changed = Bell()
 
     def has_room(self, slots: int) -> bool:
         """Whether so many more slots may be taken into memory."""
@@ -84,7 +104,7 @@ class Budget:
     def gave(self, upload: Upload, number: int) -> None:
         """A slot was let go of."""
         self._slots.pop((upload.id, number), None)
-        self.wake()
+        self.changed.ring()
 
     def leaves(self) -> None:
         """Bytes of a slot are on their way to the store, and in memory until `left`."""
@@ -93,20 +113,7 @@ class Budget:
     def left(self) -> None:
         """They are stored, or given up."""
         self._leaving -= 1
-        self.wake()
-
-    async def changed(self) -> None:
-        """Returns after the next slot went, or at `wake`."""
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
-        await waiter
-
-    def wake(self) -> None:
-        """Who waits for room looks again."""
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            if not waiter.done():
-                waiter.set_result(None)
+        self.changed.ring()
 
 
 class Prefix:

@@ -68,20 +68,18 @@ class Checkpoints:
         upload = self._upload
         await self._idle()
         await upload.store_copies()
-        await upload.settled()
+        await upload.seals.acknowledged()
         if self._may_run():
             await self._start(with_tail=True)
         else:
             await upload.writer.sync()
-        if upload.failure is not None:
-            raise upload.failure
+        upload.seals.check()
 
     async def stop(self) -> None:
         """No checkpoint runs, and none will begin. Raises the upload's failure."""
         self._is_stopped = True
         await self._idle()
-        if self._upload.failure is not None:
-            raise self._upload.failure
+        self._upload.seals.check()
 
     async def _idle(self) -> None:
         while self._running is not None:
@@ -89,7 +87,7 @@ class Checkpoints:
 
     def _may_run(self) -> bool:
         upload = self._upload
-        return (self._is_kept and not self._is_stopped and self._running is None and upload.failure is None
+        return (self._is_kept and not self._is_stopped and self._running is None and upload.seals.failure is None
                 and not upload.is_removed)
 
     def _start(self, *, with_tail: bool) -> asyncio.Task[None]:
@@ -102,15 +100,15 @@ class Checkpoints:
         try:
             if with_tail:
                 await upload.store_copies()
-                await upload.settled()
+                await upload.seals.acknowledged()
             await self._commit()
             if upload.prefix.end > self._done and self._written_at is None:
                 self._written_at = began
         except RaftmftError as trouble:
-            upload.poison(trouble)
+            upload.seals.poison(trouble)
         finally:
             self._running = None
-            upload.wake()
+            upload.seals.changed.ring()
         self.stored()
 
     async def _commit(self) -> None:

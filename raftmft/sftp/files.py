@@ -64,7 +64,7 @@ class Session:
         for upload in self.uploads():
             if upload.id in ids or upload.path == path:
                 upload.is_removed = True
-                upload.wake()
+                upload.seals.changed.ring()
                 self.closed(upload)
 
     def renamed(self, source: Path, target: Path) -> None:

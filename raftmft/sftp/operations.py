@@ -151,7 +151,7 @@ class Operations:
     async def _publish(self, upload: Upload) -> None:
         """Publishes what changed; on any trouble the upload ends as a partial and the trouble is raised."""
         try:
-            if upload.is_changed or upload.failure is not None:
+            if upload.is_changed or upload.seals.failure is not None:
                 await upload.publish()
             else:
                 await upload.end(keep=False)
@@ -273,7 +273,7 @@ class Operations:
             if size != upload.size:
                 await upload.truncate(size)
         except RaftmftError as trouble:
-            upload.poison(trouble)
+            upload.seals.poison(trouble)
         await self._publish(upload)
 
     async def _readdir(self, name: bytes) -> list[tuple[bytes, bytes, FileAttrs]]:

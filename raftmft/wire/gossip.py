@@ -113,7 +113,7 @@ class GossipCodec:
         """The datagram that carries `message` to a member. Rumours that do not fit are left out, the last ones
         first.
         """
-        rumours = [_rumour_out(rumour) for rumour in message.rumours]
+        rumours = [_rumour_out(rumour) for rumour in message.rumours[:MAX_RUMOURS]]
         while True:
             datagram = self._seal(to, self._peer(to).theirs, message.kind, message.number, message.subject, rumours)
             if len(datagram) <= MAX_DATAGRAM or not rumours:

@@ -43,8 +43,9 @@ class Cluster:
         where = self.folder / "cluster.json"
         where.unlink(missing_ok=True)
         with open(self.folder.with_suffix(".log"), "ab") as log:
-            self.dev = subprocess.Popen([*RAFTMFT, "dev", "--dir", str(self.folder), *self.options],
-                                        stdout=log, stderr=log)
+            self.dev = subprocess.Popen(
+                [*RAFTMFT, "dev", "--dir", str(self.folder), *self.options], stdout=log, stderr=log
+            )
         wait_for("cluster.json", lambda: where.exists() or self._dev_failed(), 60)
         self.about = json.loads(where.read_text())
         return self
@@ -95,15 +96,24 @@ class Cluster:
         """`raftmft node` on the data directories of these; returns at once."""
         for name in names:
             with open(self.folder / f"{name}.log", "ab") as log:
-                self.restarted.append(subprocess.Popen(
-                    [*RAFTMFT, "node", "--data-dir", self.node(name)["data_dir"]], stdout=log, stderr=log))
+                self.restarted.append(
+                    subprocess.Popen(
+                        [*RAFTMFT, "node", "--data-dir", self.node(name)["data_dir"]], stdout=log, stderr=log
+                    )
+                )
 
-    def run(self, *words: str, check: bool = True, input: bytes | None = None,
-            node: str | None = None) -> subprocess.CompletedProcess[bytes]:
+    def run(
+        self, *words: str, check: bool = True, input: bytes | None = None, node: str | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
         """A raftmft command against a node (the first one); exit codes over 3 fail the test if `check`."""
         data_dir = self.node(node or self.names[0])["data_dir"]
-        done = subprocess.run([*RAFTMFT, *words], capture_output=True, timeout=90, input=input,
-                              env={**os.environ, "RAFTMFT_DATA_DIR": data_dir})
+        done = subprocess.run(
+            [*RAFTMFT, *words],
+            capture_output=True,
+            timeout=90,
+            input=input,
+            env={**os.environ, "RAFTMFT_DATA_DIR": data_dir},
+        )
         assert not check or done.returncode in (0, 3), f"{words}: {done.returncode} {done.stderr.decode()}"
         return done
 
@@ -113,6 +123,7 @@ class Cluster:
 
     def leader(self) -> str:
         """The leader's name; waits until there is one that a living node knows."""
+
         def find() -> str | None:
             for name in self.names:
                 if _alive(self.pid(name)):
@@ -137,32 +148,91 @@ class Cluster:
     def sftp_command(self, name: str, *options: str, user: str = "demo", key: str | None = None) -> list[str]:
         """OpenSSH's sftp to a node, by key, reading its batch from standard input."""
         host, port = self.node(name)["sftp"].rsplit(":", 1)
-        return [str(SFTP), "-q", "-b", "-", "-P", port, "-F", "/dev/null", "-i", key or self.about["users"][0]["key"],
-                *options, "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes",
-                "-o", "ConnectTimeout=10", "-o", f"UserKnownHostsFile={self.about['known_hosts']}", f"{user}@{host}"]
+        return [
+            str(SFTP),
+            "-q",
+            "-b",
+            "-",
+            "-P",
+            port,
+            "-F",
+            "/dev/null",
+            "-i",
+            key or self.about["users"][0]["key"],
+            *options,
+            "-o",
+            "IdentitiesOnly=yes",
+            "-o",
+            "BatchMode=yes",
+            "-o",
+            "StrictHostKeyChecking=yes",
+            "-o",
+            "ConnectTimeout=10",
+            "-o",
+            f"UserKnownHostsFile={self.about['known_hosts']}",
+            f"{user}@{host}",
+        ]
 
-    def sftp(self, name: str, batch: str, *options: str, check: bool = True, user: str = "demo",
-             key: str | None = None, timeout_s: float = 90) -> subprocess.CompletedProcess[bytes]:
+    def sftp(
+        self,
+        name: str,
+        batch: str,
+        *options: str,
+        check: bool = True,
+        user: str = "demo",
+        key: str | None = None,
+        timeout_s: float = 90,
+    ) -> subprocess.CompletedProcess[bytes]:
         """Runs a batch; a failing client fails the test if `check`."""
-        done = subprocess.run(self.sftp_command(name, *options, user=user, key=key), input=batch.encode(),
-                              capture_output=True, timeout=timeout_s)
+        done = subprocess.run(
+            self.sftp_command(name, *options, user=user, key=key),
+            input=batch.encode(),
+            capture_output=True,
+            timeout=timeout_s,
+        )
         assert not check or done.returncode == 0, f"sftp through {name}: {done.stderr.decode(errors='replace')}"
         return done
 
-    def sftp_with_password(self, name: str, batch: str, password: str, user: str = "demo"
-                           ) -> subprocess.CompletedProcess[bytes]:
+    def sftp_with_password(
+        self, name: str, batch: str, password: str, user: str = "demo"
+    ) -> subprocess.CompletedProcess[bytes]:
         """Runs a batch, logging in by password (given through SSH_ASKPASS)."""
         host, port = self.node(name)["sftp"].rsplit(":", 1)
         askpass = self.folder.parent / "askpass"
         askpass.write_text('#!/bin/sh\nprintf "%s\\n" "$TEST_PASSWORD"\n')
         askpass.chmod(0o700)
         # A batch by -b would forbid passwords, so the commands come from standard input.
-        command = [str(SFTP), "-q", "-P", port, "-F", "/dev/null", "-o", "PreferredAuthentications=password",
-                   "-o", "NumberOfPasswordPrompts=1", "-o", "StrictHostKeyChecking=yes",
-                   "-o", f"UserKnownHostsFile={self.about['known_hosts']}", f"{user}@{host}"]
-        return subprocess.run(command, input=batch.encode(), capture_output=True, timeout=60, start_new_session=True,
-                              env={**os.environ, "SSH_ASKPASS": str(askpass), "SSH_ASKPASS_REQUIRE": "force",
-                                   "TEST_PASSWORD": password, "DISPLAY": ":none"})
+        command = [
+            str(SFTP),
+            "-q",
+            "-P",
+            port,
+            "-F",
+            "/dev/null",
+            "-o",
+            "PreferredAuthentications=password",
+            "-o",
+            "NumberOfPasswordPrompts=1",
+            "-o",
+            "StrictHostKeyChecking=yes",
+            "-o",
+            f"UserKnownHostsFile={self.about['known_hosts']}",
+            f"{user}@{host}",
+        ]
+        return subprocess.run(
+            command,
+            input=batch.encode(),
+            capture_output=True,
+            timeout=60,
+            start_new_session=True,
+            env={
+                **os.environ,
+                "SSH_ASKPASS": str(askpass),
+                "SSH_ASKPASS_REQUIRE": "force",
+                "TEST_PASSWORD": password,
+                "DISPLAY": ":none",
+            },
+        )
 
 
 def _alive(pid: int) -> bool:

@@ -41,8 +41,12 @@ def test_overwriting_is_atomic_and_unpublished_bytes_are_nobody_elses(shared_clu
     old.write_bytes(b"old" * 100)
     new.write_bytes(os.urandom(30 << 20))
     shared_cluster.sftp(one, f"put {old} atomic\n")
-    slow = subprocess.Popen(shared_cluster.sftp_command(one, "-l", "80000"), stdin=subprocess.PIPE,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    slow = subprocess.Popen(
+        shared_cluster.sftp_command(one, "-l", "80000"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     assert slow.stdin
     slow.stdin.write(f"put {new} atomic\n".encode())
     slow.stdin.close()
@@ -61,14 +65,23 @@ def test_a_lost_connection_publishes_nothing(shared_cluster: Cluster, tmp_path: 
     one, two, _ = shared_cluster.names
     source = tmp_path / "big"
     source.write_bytes(os.urandom(40 << 20))
-    client = subprocess.Popen(shared_cluster.sftp_command(one, "-l", "160000"), stdin=subprocess.PIPE,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    client = subprocess.Popen(
+        shared_cluster.sftp_command(one, "-l", "160000"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     assert client.stdin
     client.stdin.write(f"put {source} lost\n".encode())
     client.stdin.close()
-    wait_for("the upload to be under way", lambda: b"lost" not in shared_cluster.sftp(two, "ls -1\n").stdout and
-             any(r["path"] == "/lost" for r in shared_cluster.audit("--kind", "partial")) or
-             shared_cluster.sftp(two, "ls -l lost\n", check=False).returncode == 0)
+    wait_for(
+        "the upload to be under way",
+        lambda: (
+            b"lost" not in shared_cluster.sftp(two, "ls -1\n").stdout
+            and any(r["path"] == "/lost" for r in shared_cluster.audit("--kind", "partial"))
+            or shared_cluster.sftp(two, "ls -l lost\n", check=False).returncode == 0
+        ),
+    )
     ssh = subprocess.run(["pgrep", "-P", str(client.pid)], capture_output=True, text=True).stdout.split()
     for pid in [*map(int, ssh), client.pid]:
         os.kill(pid, 9)
@@ -87,8 +100,10 @@ def test_password_and_key_and_refusals(shared_cluster: Cluster, tmp_path: Path) 
         assert shared_cluster.sftp_with_password(name, "pwd\n", "secret pass", "acme").returncode == 0, name
     assert shared_cluster.sftp_with_password(two, "pwd\n", "wrong", "acme").returncode != 0
     assert shared_cluster.sftp_with_password(three, "pwd\n", "wrong", "nobody-here").returncode != 0
-    wait_for("refusals in the audit log", lambda: {"acme", "nobody-here"} <= {
-        r["user"] for r in shared_cluster.audit("--kind", "login_refused")})
+    wait_for(
+        "refusals in the audit log",
+        lambda: {"acme", "nobody-here"} <= {r["user"] for r in shared_cluster.audit("--kind", "login_refused")},
+    )
     assert shared_cluster.sftp(one, "pwd\n", check=False, user="acme").returncode != 0, "demo's key opens acme"
     shared_cluster.run("user", "key", "add", "acme", shared_cluster.about["users"][0]["key"] + ".pub", node=two)
     shared_cluster.sftp(three, "pwd\n", user="acme")
@@ -116,11 +131,14 @@ def test_audit_tells_who_did_what_once(shared_cluster: Cluster, tmp_path: Path) 
     source.write_bytes(b"12345")
     shared_cluster.sftp(one, f"put {source} audited\n")
     shared_cluster.sftp(two, f"get audited {tmp_path}/back\n")
-    wait_for("the end of the read", lambda: any(
-        r["kind"] == "read_end" for r in shared_cluster.audit("--path", "audited")), 5)
+    wait_for(
+        "the end of the read",
+        lambda: any(r["kind"] == "read_end" for r in shared_cluster.audit("--path", "audited")),
+        5,
+    )
     records = shared_cluster.audit("--path", "audited")
     kinds = [r["kind"] for r in records]
-    assert kinds.count("publish") == 1 and kinds.count("open") == 1 and kinds.count("read_end") == 1
+    assert kinds == ["open", "publish", "open", "read_end"], kinds
     publish = next(r for r in records if r["kind"] == "publish")
     assert publish["user"] == "demo" and publish["size"] == 5 and publish["address"].startswith("127.0.0.1")
     assert all(shared_cluster.audit("--path", "audited", node=n) == records for n in shared_cluster.names)
@@ -131,8 +149,12 @@ def test_new_sessions_are_spread(shared_cluster: Cluster) -> None:
     clients = []
     try:
         for _ in range(9):
-            client = subprocess.Popen(shared_cluster.sftp_command(one), stdin=subprocess.PIPE,
-                                      stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            client = subprocess.Popen(
+                shared_cluster.sftp_command(one),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
             assert client.stdin and client.stdout
             client.stdin.write(b"pwd\n")
             client.stdin.flush()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import subprocess
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,9 @@ class Uploader(threading.Thread):
 
     def run(self) -> None:
         """A put is acknowledged when the client goes on to the next command, or ends well."""
-        client = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                  stderr=subprocess.DEVNULL)
+        client = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
         assert client.stdin and client.stdout
         batch = "".join(f"put {file} {self.folder}/{file.name}\n" for file in self.files) + "pwd\n"
         client.stdin.write(batch.encode())
@@ -62,8 +64,11 @@ def verify(cluster: Cluster, node: str, uploaders: list[Uploader], back: Path) -
     """The acknowledged files that are missing or differ, as read through `node`."""
     lost = []
     back.mkdir(parents=True)
-    batch = "".join(f"-get {u.folder}/{file.name} {back}/{u.folder.replace('/', '_')}_{file.name}\n"
-                    for u in uploaders for file in u.acknowledged)
+    batch = "".join(
+        f"-get {u.folder}/{file.name} {back}/{u.folder.replace('/', '_')}_{file.name}\n"
+        for u in uploaders
+        for file in u.acknowledged
+    )
     cluster.sftp(node, batch, timeout_s=120)
     for uploader in uploaders:
         for file in uploader.acknowledged:
@@ -82,6 +87,10 @@ def victims(cluster: Cluster, kind: str) -> list[str]:
     return cluster.names
 
 
+def enough(uploaders: list[Uploader], target: int) -> bool:
+    return sum(len(u.acknowledged) for u in uploaders) >= target or not any(u.is_alive() for u in uploaders)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["leader", "follower", "all"])
 def test_acknowledged_files_survive_sigkill(cluster: Cluster, tmp_path: Path, kind: str) -> None:
@@ -89,8 +98,9 @@ def test_acknowledged_files_survive_sigkill(cluster: Cluster, tmp_path: Path, ki
     acknowledged = interrupted = 0
     for number in range(ROUNDS):
         files = make_files(tmp_path / f"{kind}{number}", number, 40)
-        cluster.sftp(cluster.names[0], f"mkdir r{number}\n" + "".join(
-            f"mkdir r{number}/{name}\n" for name in cluster.names))
+        cluster.sftp(
+            cluster.names[0], f"mkdir r{number}\n" + "".join(f"mkdir r{number}/{name}\n" for name in cluster.names)
+        )
         uploaders = [Uploader(cluster, name, files, f"r{number}/{name}") for name in cluster.names]
         chosen = victims(cluster, kind)
         for uploader in uploaders:
@@ -98,18 +108,22 @@ def test_acknowledged_files_survive_sigkill(cluster: Cluster, tmp_path: Path, ki
         for uploader in uploaders:
             assert uploader.begun.wait(30)
         target = rng.randrange(2, 60)
-        wait_for("some uploads", lambda: sum(len(u.acknowledged) for u in uploaders) >= target  # noqa: B023
-                 or not any(u.is_alive() for u in uploaders), 60)
+        wait_for("some uploads", partial(enough, uploaders, target), 60)
         cluster.kill(*chosen)
         for uploader in uploaders:
             uploader.join(60)
             assert not uploader.is_alive(), "a client hangs"
         cluster.restart(*chosen)
         cluster.wait_ready()
-        lost = [name for node in cluster.names
-                for name in verify(cluster, node, uploaders, tmp_path / f"back{number}" / node)]
+        lost = [
+            name
+            for node in cluster.names
+            for name in verify(cluster, node, uploaders, tmp_path / f"back{number}" / node)
+        ]
         assert not lost, f"round {number}: acknowledged files lost after SIGKILL of {chosen}: {lost[:5]}"
         acknowledged += sum(len(u.acknowledged) for u in uploaders)
         interrupted += sum(len(u.acknowledged) < len(u.files) for u in uploaders)
-    print(f"SIGKILL {kind}: {ROUNDS} rounds, {acknowledged} acknowledged files, {interrupted} clients interrupted, 0 lost")
+    print(
+        f"SIGKILL {kind}: {ROUNDS} rounds, {acknowledged} acknowledged files, {interrupted} clients interrupted, 0 lost"
+    )
     assert interrupted >= ROUNDS // 2, "the kills came too late to prove anything"

@@ -53,7 +53,8 @@ def test_sigterm_stops_a_node_cleanly_and_it_comes_back(cluster: Cluster, tmp_pa
     os.kill(pid, signal.SIGTERM)
     wait_for("a clean stop", lambda: not process_is_alive(pid), 10)
     assert "ended (exit code 0)" in wait_for(
-        "dev to tell", lambda: (t := cluster.folder.with_suffix(".log").read_text()) and "ended" in t and t)
+        "dev to tell", lambda: (t := cluster.folder.with_suffix(".log").read_text()) and "ended" in t and t
+    )
     assert cluster.dev is not None and cluster.dev.poll() is None, "dev ended with its node"
     cluster.sftp(two, f"put {source} meanwhile\n")
     cluster.restart(one)
@@ -112,9 +113,14 @@ def test_bad_data_directories_settings_and_ports_get_one_line(cluster: Cluster, 
     cluster.kill(name)
     settings = data_dir / "raftmft.toml"
     good = settings.read_text()
-    for bad, says in ((good + "nonsense = 1\n", "nonsense"), ("name = [", "TOML"), (good + "workers = 1\n", "TOML"),
-                      (good.replace("workers = 1", 'workers = "many"'), "workers"), ("", "name is missing"),
-                      (good.replace("segment_mib = 256", "segment_mib = 1"), "segment_mib")):
+    for bad, says in (
+        (good + "nonsense = 1\n", "nonsense"),
+        ("name = [", "TOML"),
+        (good + "workers = 1\n", "TOML"),
+        (good.replace("workers = 1", 'workers = "many"'), "workers"),
+        ("", "name is missing"),
+        (good.replace("segment_mib = 256", "segment_mib = 1"), "segment_mib"),
+    ):
         settings.write_text(bad)
         assert says in one_line(node(data_dir)), bad
     other = cluster.node(cluster.names[1])["sftp"].rsplit(":", 1)[1]
@@ -150,8 +156,15 @@ def test_random_bytes_and_pickles_at_the_ports_change_nothing(shared_cluster: Cl
 
     rng = random.Random(7)
     before = shared_cluster.status()["term"]
-    payloads = [pickle.dumps(Bomb()), b"\x16\x03\x01" + rng.randbytes(500), rng.randbytes(5000), b"GET / HTTP/1.0\r\n\r\n",
-                b"\x89RMFTRLY" + rng.randbytes(600), b"SSH-2.0-x\r\n" + rng.randbytes(4000), b"\0" * 9000]
+    payloads = [
+        pickle.dumps(Bomb()),
+        b"\x16\x03\x01" + rng.randbytes(500),
+        rng.randbytes(5000),
+        b"GET / HTTP/1.0\r\n\r\n",
+        b"\x89RMFTRLY" + rng.randbytes(600),
+        b"SSH-2.0-x\r\n" + rng.randbytes(4000),
+        b"\0" * 9000,
+    ]
     for name in shared_cluster.names:
         for port in ("peer", "sftp", "admin"):
             host, number = shared_cluster.node(name)[port].removeprefix("http://").rsplit(":", 1)
@@ -192,17 +205,24 @@ def test_bad_names_get_the_right_sftp_status(shared_cluster: Cluster, tmp_path: 
 def test_cli_errors_are_one_line_with_the_right_exit_code(shared_cluster: Cluster, tmp_path: Path) -> None:
     cluster = shared_cluster
     for words, code, says in (
-            (("user", "show", "nobody"), 1, "user list"), (("user", "add", "demo"), 1, "demo"),
-            (("user", "add", "bad/name"), 1, "name"), (("user", "set", "demo"), 2, "nothing to set"),
-            (("user", "add", "x", "--quota", "many"), 2, "50GiB"), (("audit", "query", "--since", "soon"), 1, "2026"),
-            (("status", "--data-dir", str(tmp_path)), 5, "node"), (("user", "key", "add", "demo", "/etc/passwd"), 2, "key"),
-            (("frobnicate",), 2, "frobnicate")):
+        (("user", "show", "nobody"), 1, "user list"),
+        (("user", "add", "demo"), 1, "demo"),
+        (("user", "add", "bad/name"), 1, "name"),
+        (("user", "set", "demo"), 2, "nothing to set"),
+        (("user", "add", "x", "--quota", "many"), 2, "50GiB"),
+        (("audit", "query", "--since", "soon"), 1, "2026"),
+        (("status", "--data-dir", str(tmp_path)), 5, "node"),
+        (("user", "key", "add", "demo", "/etc/passwd"), 2, "key"),
+        (("frobnicate",), 2, "frobnicate"),
+    ):
         done = cluster.run(*words, check=False)
         assert done.returncode == code, (words, done.returncode, done.stderr)
         assert says in done.stderr.decode() and "Traceback" not in done.stderr.decode(), (words, done.stderr)
     admin = cluster.node(cluster.names[0])["admin"]
     plain = {k: v for k, v in os.environ.items() if not k.startswith("RAFTMFT")}
-    for env, code in (({"RAFTMFT_ADMIN": admin}, 1),
-                      ({"RAFTMFT_ADMIN": admin, "RAFTMFT_ADMIN_TOKEN_FILE": cluster.about["admin_token_file"]}, 0)):
+    for env, code in (
+        ({"RAFTMFT_ADMIN": admin}, 1),
+        ({"RAFTMFT_ADMIN": admin, "RAFTMFT_ADMIN_TOKEN_FILE": cluster.about["admin_token_file"]}, 0),
+    ):
         done = subprocess.run([*RAFTMFT, "status"], env={**plain, **env}, capture_output=True, timeout=30)
         assert done.returncode == code, done.stderr

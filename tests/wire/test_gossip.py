@@ -278,7 +278,8 @@ MALFORMED = [
     None, [], {}, GOOD[:-1], [*GOOD, 1],
     *[changed(at, value) for at in (0, 1, 9) for value in (None, 5, b"a", "x" * 65, [])], changed(0, ""),
     *[changed(at, value) for at in (2, 3, 5, 6) for value in (None, "x", b"x", b"x" * 99, 0)], changed(2, b""),
-    *[changed(at, value) for at in (4, 7, 8) for value in (-1, HUGE, None, "1", 1.0, True)], changed(7, 3), changed(7, 15),
+    *[changed(at, value) for at in (4, 7, 8) for value in (-1, HUGE, None, "1", 1.0, True)],
+    changed(7, 3), changed(7, 15),
     *[changed(10, value) for value in (None, {}, [None], [[]], [GOOD[10][0]] * 6, "x", [GOOD[10][0][:4]])],
     *[changed(10, value, 0, 0) for value in ("", 5, b"a", "x" * 65)],
     *[changed(10, value, 0, 1) for value in (3, -1, None, True)],
@@ -344,7 +345,8 @@ def test_every_message_survives_the_trip(message):
 
 def test_the_largest_message_fits():
     name = "\N{LATIN SMALL LETTER A WITH DIAERESIS}" * 20 + "x" * 24
-    full = Load((1 << 63) - 1, (1 << 63) - 1, 1 / 3, (1 << 63) - 1, "w" * 16, (1 << 63) - 1, (1 << 63) - 1, "v" * 32, True)
+    most = (1 << 63) - 1
+    full = Load(most, most, 1 / 3, most, "w" * 16, most, most, "v" * 32, True)
     message = Message(Kind.PING, (1 << 63) - 1, "x" * 64,
                       tuple(Rumour("x" * 63 + str(n), State.DEAD, MAX_INCARNATION, (1 << 62), full) for n in range(5)))
     codec = GossipCodec("a" * 64, KEY)
@@ -359,6 +361,9 @@ def test_rumours_that_do_not_fit_are_left_out_from_the_end():
     message = Message(Kind.ACK, 1, "a", tuple(Rumour(wide, State.ALIVE, n) for n in range(1, 9)))
     ((_, _, got),) = net.send("a", "b", message)
     assert 1 <= len(got.rumours) <= 5 and got.rumours == message.rumours[:len(got.rumours)]
+    narrow = Message(Kind.ACK, 1, "a", tuple(Rumour("c", State.ALIVE, n) for n in range(1, 9)))
+    ((_, _, got),) = net.send("a", "b", narrow)
+    assert got.rumours == narrow.rumours[:5]
 
 
 def test_an_odd_load_is_sent_as_a_valid_one():
