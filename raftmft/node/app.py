@@ -19,6 +19,7 @@ import shutil
 import socket
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ class Node:
         self.drain_s = float(settings.drain_timeout_s)
         seed = self.seed = data_dir.read_seed()
         self.me = seed.me
+        self.measured = Load()
         cluster_key = data_dir.cluster_key.read_bytes()
         load_member(data_dir.certificates)
         self.host_key = unseal(cluster_key, HOST_KEY, bytes.fromhex(seed.sealed_host_key))
@@ -114,7 +116,7 @@ class Node:
         self.view = ClusterView(self.seed, self.state, self.driver)
         self.gossip = Gossip(self.me, (self.settings.listen, self.settings.gossip_port), cluster_key,
                              self.view.gossip_addresses)
-        self.view.listen_to(self.gossip)
+        self.view.listen_to(self.gossip, self._load)
         self.links = PeerLinks(me, self.view.peer_addresses, self.view.directory,
                                on_up=self.driver.peer_connected, on_down=self._link_down)
         self.links.on_message(RAFT, self.driver.receive)
@@ -206,13 +208,19 @@ class Node:
             cpu += used
             workers = list(self.workers.live.values())
             moved = sum(w.bytes_in + w.bytes_out for w in workers)
-            self.gossip.set_load(Load(
-                sessions=sum(w.load for w in workers), bytes_per_s=int(max(0, moved - before) / elapsed),
-                cpu=min(1.0, used / elapsed), disk_free=shutil.disk_usage(self.data_dir.path).free,
-                mode=self.seed.member(self.me).mode, applied_index=self.state.applied,
-                missing_chunks=self.repairer.missing, version=__version__,
-                has_quorum=self.view.has_quorum() and self.epoch.begun.is_set()))
+            self.measured = Load(
+                bytes_per_s=int(max(0, moved - before) / elapsed), cpu=min(1.0, used / elapsed),
+                disk_free=shutil.disk_usage(self.data_dir.path).free, mode=self.seed.member(self.me).mode,
+                version=__version__)
+            self.gossip.set_load(self._load())
             before = moved
+
+    def _load(self) -> Load:
+        """This node's load now: what is measured at intervals, and what is known at any moment."""
+        return replace(
+            self.measured, sessions=sum(w.load for w in self.workers.live.values()), applied_index=self.state.applied,
+            missing_chunks=self.repairer.missing,
+            has_quorum=self.epoch.begun.is_set() and bool(self.workers.live) and self.view.has_quorum())
 
     def _applied(self, entries: Sequence[Entry], _: Sequence[Outcome]) -> None:
         if any(type(entry.envelope.command) is Publish for entry in entries):

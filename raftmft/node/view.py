@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +12,7 @@ from raftmft.cluster.gossip import Gossip
 from raftmft.core import placement, routing
 from raftmft.core.commands import MemberSpec
 from raftmft.core.manifest import CHUNK_SIZE
-from raftmft.core.membership import MemberView
+from raftmft.core.membership import Load, MemberView
 from raftmft.node.datadir import Seed
 from raftmft.node.state import ReplicatedState
 from raftmft.node.status import Facts
@@ -28,9 +28,11 @@ class ClusterView:
         self._routed = routing.Routed()
         self._cached: tuple[MemberSpec, ...] | None = None
 
-    def listen_to(self, gossip: Gossip) -> None:
-        """Takes liveness and loads from here; the gossip itself asks this view for addresses, so it comes second."""
-        self._gossip = gossip
+    def listen_to(self, gossip: Gossip, my_load: Callable[[], Load]) -> None:
+        """Takes liveness and loads from here; the gossip itself asks this view for addresses, so it comes second.
+        `my_load` gives this node's own load as of now, not as of its last report.
+        """
+        self._gossip, self._my_load = gossip, my_load
 
     def members(self) -> tuple[MemberSpec, ...]:
         """As Raft lists them; before the first entry was applied, as the seed does."""
@@ -99,6 +101,7 @@ class ClusterView:
         """The member that gets the next session; None if nobody here or elsewhere can serve it."""
         loads = {member: view.load for member, view in self._seen().items()
                  if view.state == "alive" and view.load is not None}
+        loads[self._seed.me] = self._my_load()
         now = trio.current_time()
         chosen = routing.choose(self.members(), loads, self._routed.counts(loads, now), self._seed.me)
         if chosen is not None:

@@ -2,7 +2,8 @@
 
 A checkpoint is due when EVERY_BYTES more are stored and acknowledged, and EVERY_S after a byte was written; in the
 second case copies of unfinished slots are stored too. Writes stop when the prefix is MOST_BEHIND_BYTES ahead of the
-last checkpoint. Only uploads to names without a published file are checkpointed. A checkpoint that fails poisons the upload.
+last checkpoint. Only uploads to names without a published file are checkpointed. A checkpoint that fails poisons the
+upload.
 """
 
 from __future__ import annotations
@@ -66,9 +67,9 @@ class Checkpoints:
         Raises the upload's failure.
         """
         upload = self._upload
-        await self._idle()
         await upload.store_copies()
         await upload.seals.acknowledged()
+        await self._idle()
         if self._may_run():
             await self._start(with_tail=True)
         else:

@@ -6,7 +6,8 @@ SSH's window.
 
 A WRITE is acknowledged when its bytes are taken in order in memory, as OpenSSH does. Whatever goes wrong afterwards
 *poisons* the upload: later WRITEs and the CLOSE fail with the reason. Checkpoints (checkpoint.py) run beside the
-writes; publishing waits for them. Only `publish` publishes, and only a client's CLOSE (or SETSTAT of a size) leads there.
+writes; publishing waits for them. Only `publish` publishes, and only a client's CLOSE, or SETSTAT of a size, leads to
+it.
 
 The digest published beside the manifest is the BLAKE3 of the whole file, in hex, if the file was written once from its
 start to its end; else it is "", and the manifest alone says what the content is.
@@ -118,8 +119,10 @@ class Upload:
             missing = [number for number in range(first, last + 1) if number not in self._slots]
             if missing and not self._budget.has_room(len(missing)):
                 oldest = self._budget.oldest()
-                if oldest is None or not await oldest[0].let_go(oldest[1]):
+                if oldest is None:
                     await self._budget.changed.wait()
+                elif not oldest[0].let_go(oldest[1]):
+                    await oldest[0].seals.changed.wait()
                 return
             for number in missing:
                 if number not in self.seals and self.table.is_stored(number):
@@ -127,7 +130,7 @@ class Upload:
                     return
         await self.seals.changed.wait()
 
-    async def let_go(self, number: int) -> bool:
+    def let_go(self, number: int) -> bool:
         """Stores a slot and takes it out of memory; False if that must wait for its copy, or if the upload failed."""
         slot = self._slots.get(number)
         if slot is None or not slot.is_dirty or self.seals.failure is not None:
@@ -297,17 +300,16 @@ class Upload:
         tail: bytearray | None = None
         for number in sorted({*self._slots, *self.seals.numbers, *self.table.short}):
             length = min(CHUNK_SIZE, self.size - number * CHUNK_SIZE)
+            slot, data = self._slots.get(number), self.seals.bytes_of(number)
+            have = self.table.length_of(number) if data is None else len(data)
+            if have == length and (slot is None or not slot.is_dirty):
+                if slot is not None and number == last:
+                    tail = slot.buffer  # a checkpoint stored it, and did not hash it
+                continue
             await self.seals.turn(number)
-            slot = self._slots.get(number)
-            if slot is None:
-                if self.table.length_of(number) == length:
-                    continue
-                slot = await self._load(number)
+            slot = self._slots.get(number) or await self._load(number)
             slot.fit(length)
-            if slot.is_dirty or self.table.length_of(number) != length:
-                self._seal(number, is_last=number == last)
-            elif number == last:
-                tail = slot.buffer  # a checkpoint stored it, and did not hash it
+            self._seal(number, is_last=number == last)
         await self.seals.appended()
         if tail is not None:
             digest = self._digest.next_for(last, len(tail), is_last=True)

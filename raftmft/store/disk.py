@@ -23,7 +23,7 @@ class SegmentStore:
         self.writer = SegmentWriter(directory, writer, segment_size, reserve_bytes=reserve_bytes)
 
     def __len__(self) -> int:
-        """How many different chunks are held."""
+        """How many copies are held: a chunk that was stored twice counts twice."""
         return len(self.index)
 
     def find(self, chunk_id: bytes) -> Location | None:

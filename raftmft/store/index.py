@@ -53,7 +53,7 @@ class ChunkIndex:
                 break
 
     def __len__(self) -> int:
-        """How many different chunks are held."""
+        """How many copies are held: a chunk that two writers stored counts twice."""
         return len(self._table)
 
     def __contains__(self, chunk_id: bytes) -> bool:

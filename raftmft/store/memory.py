@@ -25,8 +25,8 @@ class MemoryStore:
         self._closed = False
 
     def __len__(self) -> int:
-        """How many different chunks are held."""
-        return len(self._places)
+        """How many copies are held: a chunk that was stored twice counts twice."""
+        return sum(map(len, self._places.values()))
 
     def find(self, chunk_id: bytes) -> Location | None:
         """Where the chunk lies, synced or not; None if it is not held."""

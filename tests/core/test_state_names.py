@@ -6,6 +6,7 @@ import pytest
 from machine_world import World, path
 
 from raftmft.core import commands as c
+from raftmft.core.manifest import EMPTY
 from raftmft.core.names import path_text, text_of
 from raftmft.core.outcome import Code, Rejection
 
@@ -253,8 +254,8 @@ def test_a_read_only_user_changes_nothing(world: World, session: int) -> None:
     world.ok(c.UserSet("ann", read_only=True))
     for command in (c.Mkdir(session, path("x")), c.Rmdir(session, path("d")), c.Remove(session, path("g.txt")),
                     c.Rename(session, path("g.txt"), path("x")), c.SetStat(session, path("g.txt"), c.Attrs(mode=0)),
-                    c.BeginUpload(session, path("x")), c.Publish(session, upload, c.EMPTY, world.placement),
-                    c.Checkpoint(session, upload, c.EMPTY, world.placement)):
+                    c.BeginUpload(session, path("x")), c.Publish(session, upload, EMPTY, world.placement),
+                    c.Checkpoint(session, upload, EMPTY, world.placement)):
         assert world.refused(command) == Code.READ_ONLY
     world.ok(c.OpenRead(session, path("g.txt")))
     world.ok(c.EndUpload(session, upload))

@@ -6,6 +6,7 @@ import pytest
 from machine_world import World, path
 
 from raftmft.core import commands as c
+from raftmft.core.manifest import EMPTY
 from raftmft.core.opens import MAX_OPENS_PER_SESSION, REPORT_LIMIT_MS
 from raftmft.core.outcome import Code
 
@@ -69,7 +70,7 @@ def test_every_command_of_an_ended_session_is_refused(world: World) -> None:
     session = world.login()
     upload = world.begin(session, "f")["upload"]
     world.ok(c.Logout(session))
-    manifest, placement = c.EMPTY, world.placement
+    manifest, placement = EMPTY, world.placement
     for command in (c.OpenRead(session, path("f")), c.BeginUpload(session, path("f")), c.Mkdir(session, path("d")),
                     c.Checkpoint(session, upload, manifest, placement), c.Publish(session, upload, manifest, placement),
                     c.EndUpload(session, upload), c.Rmdir(session, path("d")), c.Remove(session, path("f")),

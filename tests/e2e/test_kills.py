@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import subprocess
+import tempfile
 import threading
 from functools import partial
 from pathlib import Path
@@ -29,16 +30,17 @@ class Uploader(threading.Thread):
         self._command = cluster.sftp_command(node)
         self.acknowledged: list[Path] = []
         self.begun = threading.Event()
+        self._client: subprocess.Popen[bytes] | None = None
 
     def run(self) -> None:
         """A put is acknowledged when the client goes on to the next command, or ends well."""
-        client = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
-        assert client.stdin and client.stdout
         batch = "".join(f"put {file} {self.folder}/{file.name}\n" for file in self.files) + "pwd\n"
-        client.stdin.write(batch.encode())
-        client.stdin.close()
+        with tempfile.TemporaryFile() as commands:
+            commands.write(batch.encode())
+            commands.seek(0)
+            client = subprocess.Popen(self._command, stdin=commands, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self._client = client
+        assert client.stdout
         echoed = 0
         for line in client.stdout:
             if line.startswith(b"sftp> "):
@@ -47,6 +49,12 @@ class Uploader(threading.Thread):
                 self.acknowledged = self.files[: echoed - 1]
         client.wait()
         self.begun.set()
+
+    def stop(self) -> None:
+        """Ends the client."""
+        if self._client is not None:
+            self._client.kill()
+        self.join()
 
 
 def make_files(folder: Path, seed: int, count: int) -> list[Path]:

@@ -71,7 +71,8 @@ class FakeNode:
         self.notes: list[tuple[str, dict[str, Any]]] = []
         self.trouble: dict[str, tuple[str, Any]] = {}
         self.gates: dict[str, asyncio.Event] = {}
-        self.files: dict[str, dict[Key, File]] = {"anna": {(): File(1, None, 0o755)}, "bert": {(): File(2, None, 0o755)}}
+        self.files: dict[str, dict[Key, File]] = {
+            user: {(): File(number, None, 0o755)} for number, user in enumerate(("anna", "bert"), 1)}
         self.partials: dict[tuple[str, Key], Manifest] = {}
         self.uploads: dict[int, dict[str, Any]] = {}
         self.sessions: dict[int, str] = {}
@@ -390,8 +391,9 @@ class FakeNode:
             raise Refuse("not_found")
         if tuple(target) in tree and not replace:
             raise Refuse("exists", "it exists")
-        for about in moving:
-            about["key"] = tuple(target)
+        for about in self.uploads.values():
+            if about["user"] == user and about["key"][: len(source)] == tuple(source):
+                about["key"] = tuple(target) + about["key"][len(source):]
         if (user, tuple(source)) in self.partials:
             self.partials[user, tuple(target)] = self.partials.pop((user, tuple(source)))
         for key in [key for key in tree if key[: len(source)] == tuple(source)]:

@@ -147,7 +147,7 @@ def test_adopting_forgets_what_did_not_reach_the_disk(tmp_path):
     abandon(writer)
     index.adopt(place.segment)
     assert index.all(lost[0]) == [elsewhere[1]]
-    assert [index.get(c[0]) for c in CHUNKS] == where
+    assert [index.all(c[0]) for c in CHUNKS] == [[w] for w in where]
     assert len(index) == len(CHUNKS) + 2
 
 
@@ -185,7 +185,7 @@ def test_the_table_is_a_dict_of_lists(operations):
         if what == "add":
             assert table.add(chunk_id, place) == (chunk_id not in model)
         if what == "load":
-            table.load(place.segment, format.pack_entry(chunk_id, place.offset, place.length) * 2)
+            table.load(place.segment, format.pack_entry(chunk_id, place.offset, place.length))
         if what in ("add", "load"):
             known = model.setdefault(chunk_id, [])
             if place not in known:
@@ -200,7 +200,7 @@ def test_the_table_is_a_dict_of_lists(operations):
             model = {i: [p for p in known if p.segment != place.segment] for i, known in model.items()}
             assert table.drop(place.segment) == before - sum(map(len, model.values()))
         model = {i: known for i, known in model.items() if known}
-        assert len(table) == len(model)
+        assert len(table) == sum(map(len, model.values()))
     assert sorted(table.ids()) == sorted(model)
     for n in range(41):
         chunk_id = bytes(2) + bytes([n]) * 30
