@@ -129,7 +129,9 @@ class Chance(Protocol):
 
 @dataclass(slots=True)
 class _Peer:
-    """The mutable record of another member. `sent`: how often its present rumour was passed on."""
+    """The mutable record of another member. `sent`: how often its present rumour was passed on. `behind`: it spoke of
+    itself at a lower incarnation than the known, so it was restarted with its clock set back, and has to be told.
+    """
 
     state: State
     deadline: float
@@ -138,6 +140,7 @@ class _Peer:
     load_version: tuple[int, int] = (0, -1)
     load_at: float = 0.0
     sent: int = 1 << 30
+    behind: bool = False
 
 
 @dataclass(slots=True)
@@ -185,7 +188,6 @@ class Membership:
         for member in members:
             if member != self.me and member not in self._peers:
                 self._peers[member] = _Peer(State.SUSPECT, self._clock + STARTING_GRACE_S)
-                self._announced = False
         for member in set(self._peers) - set(members):
             del self._peers[member]
 
@@ -229,6 +231,8 @@ class Membership:
         if sender not in self._peers:
             return []
         for rumour in message.rumours:
+            if rumour.member == sender:
+                self._peers[sender].behind = rumour.incarnation < self._peers[sender].incarnation
             self._hear(rumour)
         match message.kind:
             case Kind.PING:
@@ -313,7 +317,7 @@ class Membership:
             return
         if (rumour.incarnation, rumour.state) > (peer.incarnation, peer.state):
             if rumour.incarnation > peer.incarnation:
-                peer.load = None  # of an earlier life, or newer in this very rumour
+                peer.load, peer.load_version = None, (rumour.incarnation, -1)  # it was of an earlier life
                 if self._probe is not None and self._probe.target == rumour.member:
                     self._probe.answered = True  # an earlier life was asked; this one has just spoken
             self._become(rumour.member, peer, rumour.state, rumour.incarnation)
@@ -340,7 +344,7 @@ class Membership:
         """
         rumours = [Rumour(self.me, State.ALIVE, self.incarnation, self._load_seq, self._load)]
         addressee = self._peers.get(to)
-        if addressee is not None and addressee.state is not State.ALIVE:
+        if addressee is not None and (addressee.state is not State.ALIVE or addressee.behind):
             rumours.append(self._rumour(to, addressee))
         limit = RUMOUR_FACTOR * len(self._peers).bit_length()
         fresh = sorted((m for m, p in self._peers.items() if p.sent < limit and m != to),
@@ -352,7 +356,4 @@ class Membership:
 
     @staticmethod
     def _rumour(member: str, peer: _Peer) -> Rumour:
-        incarnation, load_seq = peer.load_version
-        if peer.load is None or incarnation != peer.incarnation:
-            return Rumour(member, peer.state, peer.incarnation)
-        return Rumour(member, peer.state, peer.incarnation, load_seq, peer.load)
+        return Rumour(member, peer.state, peer.incarnation, max(0, peer.load_version[1]), peer.load)

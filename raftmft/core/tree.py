@@ -89,7 +89,7 @@ class Tree:
         if not command.source or not command.target:
             raise Refuse(Code.PERMISSION, "the home can be neither renamed nor replaced")
         namespace = self._namespace
-        source_chain, parent, name = namespace.place(who.home, command.source)
+        _, parent, name = namespace.place(who.home, command.source)
         target_chain, new_parent, new_name = namespace.place(who.home, command.target)
         found = namespace.lookup(parent, name)
         in_the_way = namespace.lookup(new_parent, new_name)
@@ -101,7 +101,7 @@ class Tree:
             if inode in target_chain:
                 raise Refuse(Code.INVALID, "a directory cannot be moved into itself")
             if in_the_way is not None:
-                self._clear_target(command, who, kind, in_the_way, (new_parent, new_name), source_chain)
+                self._clear_target(command, who, kind, in_the_way, (new_parent, new_name))
             namespace.drop_name(parent, name)
             self._put_name(who, new_parent, new_name, inode, kind)
             if new_parent != parent:
@@ -143,8 +143,8 @@ class Tree:
                 uploads.add(partial.upload)
         self._uploads.rebind(sorted(uploads), *target)
 
-    def _clear_target(self, command: Rename, who: Who, kind: int, target: tuple[int, int], place: tuple[int, bytes],
-                      source_chain: list[int]) -> None:
+    def _clear_target(self, command: Rename, who: Who, kind: int, target: tuple[int, int],
+                      place: tuple[int, bytes]) -> None:
         inode, target_kind = target
         if not command.replace:
             raise Refuse(Code.EXISTS, f"{text_of(place[1])} exists")
@@ -155,8 +155,6 @@ class Tree:
             return
         if target_kind != DIRECTORY:
             raise Refuse(Code.NOT_A_DIRECTORY, f"{text_of(place[1])} is not a directory")
-        if inode in source_chain:
-            raise Refuse(Code.NOT_EMPTY, f"{text_of(place[1])} is not empty")
         self._remove_directory(who, *place, inode)
 
     def _remove_directory(self, who: Who, parent: int, name: bytes, inode: int) -> None:

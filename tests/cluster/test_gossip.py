@@ -218,6 +218,7 @@ async def test_members_that_come_go_and_move(monkeypatch):
         await until(lambda: all_alive(cluster))
         del cluster.addresses["c"]
         await until(lambda: set(cluster.states("a")) == set(cluster.states("b")) == {"a", "b"})
+        assert set(cluster.nodes["a"]._codec._peers) == {"b"}
         await cluster.stop("c")
         await cluster.start("d")
         await until(lambda: set(cluster.states("a")) == {"a", "b", "d"} and all_alive(cluster))

@@ -223,6 +223,34 @@ def test_a_short_pause_is_refuted_before_it_is_death():
     assert world.all_hold("m1", "alive")
 
 
+def test_a_member_restarted_at_once_with_its_clock_set_back_is_listened_to():
+    """Nobody noticed that it was gone, and all know a greater incarnation and load than its new ones."""
+    world = World(3)
+    world.settle()
+    for n in range(9):
+        world.nodes["m1"].set_load(Load(sessions=n))
+    world.run(1)
+    world.kill("m1")
+    world.boot("m1", incarnation=7)
+    world.nodes["m1"].set_load(Load(sessions=77))
+    assert world.until(lambda: all(world.nodes[n].view()["m1"].load == Load(sessions=77) for n in world.names), 5) <= 1
+    world.run(5)
+    assert world.never("dead")
+
+
+def test_our_own_pause_is_not_the_silence_of_others():
+    node = Membership("a", incarnation=5, chance=random.Random(1))
+    node.set_members(["a", "b"])
+    alive = (Rumour("b", State.ALIVE, 7),)
+    node.receive("b", Message(Kind.PING, 0, "a", alive), 0.0)
+    ping = [m for _, m in node.tick(0.0) if m.kind is Kind.PING][-1]
+    node.tick(3600.0)
+    assert node.view()["b"].state == "alive"
+    node.receive("b", Message(Kind.ACK, ping.number, "b", alive), 3600.0)
+    node.tick(3600.2)
+    assert node.view()["b"].state == "alive"
+
+
 def test_a_member_never_heard_of_is_dead_after_a_grace():
     world = World(3, start=False)
     world.boot("m0")
@@ -267,6 +295,11 @@ def test_a_newer_load_is_never_replaced_by_an_older_one():
     assert hear(9, 900, 1) == 55
     assert hear(10, 6, 66, State.SUSPECT) == 66
     assert hear(11, 0, 70) == 70
+    assert hear(10, 7, 77) == 70
+    node.receive("c", Message(Kind.ACK, 0, "c", (Rumour("b", State.ALIVE, 12),)), 0.0)
+    assert node.view()["b"].load is None
+    node.receive("c", Message(Kind.ACK, 0, "c", (Rumour("b", State.ALIVE, 11, 99, Load()),)), 0.0)
+    assert node.view()["b"].load is None, "a late report of the life before"
 
 
 def test_the_load_of_an_earlier_life_is_forgotten_and_never_passed_on():

@@ -14,6 +14,7 @@ from raftmft.core.dedup import MAX_KEPT
 from raftmft.core.errors import CorruptFile, RaftmftError
 from raftmft.core.machine import Entry, Machine, discard, open_reader
 from raftmft.core.outcome import Code, Outcome
+from raftmft.core.state import Refuse
 from raftmft.wire.commands import encode_outcome
 
 
@@ -197,10 +198,21 @@ def test_a_failing_handler_is_rolled_back_and_rejected_alike_everywhere(world: W
     assert world.machine.audit.verify() is None
 
 
+def test_a_refusal_takes_back_what_was_written_before_it(world: World) -> None:
+    def late(command: c.UserAdd) -> dict:
+        world.machine.users.add(command)
+        raise Refuse(Code.LIMIT, "too late")
+
+    world.machine._handlers[c.UserAdd] = late
+    assert world.refused(c.UserAdd("ann")) == Code.LIMIT
+    world.machine._handlers[c.UserAdd] = world.machine.users.add
+    assert world.user() == 1000
+
+
 def test_a_failing_entry_does_not_touch_its_neighbours_in_the_batch(world: World) -> None:
-    huge = c.SetStat(1, (), c.Attrs(), file=1 << 70)  # overflows SQLite's integers
-    session = world.login() if world.user() else 0
-    huge = c.SetStat(session, (), c.Attrs(), file=1 << 70)
+    world.user()
+    session = world.login()
+    huge = c.SetStat(session, (), c.Attrs(), file=1 << 70)  # overflows SQLite's integers
     index = world.index
     outcomes = world.machine.apply_batch([
         Entry(index + 1, 1, c.Envelope(c.UserAdd("bob"))), Entry(index + 2, 1, c.Envelope(huge)),

@@ -22,7 +22,8 @@ OPERATIONS = ("user", "set", "key", "remove user", "boot", "expire", "login", "l
               "retry")
 DISRUPTIVE = ("remove user", "boot", "expire", "logout", "set")
 # Uploads and names are most of the machine: they are drawn more often.
-WEIGHTED = OPERATIONS + ("begin", "checkpoint", "publish", "end", "mkdir", "rename", "remove", "open", "rmdir", "setstat") * 3
+WEIGHTED = OPERATIONS + (
+    "begin", "checkpoint", "publish", "end", "mkdir", "rename", "remove", "open", "rmdir", "setstat") * 3
 STEPS = st.lists(st.tuples(st.sampled_from(WEIGHTED), st.integers(0, 999), st.integers(0, 999), st.booleans()),
                  min_size=5, max_size=70)
 

@@ -144,7 +144,8 @@ def test_keys_of_all_common_types_are_taken(line: str) -> None:
     "", "ssh-ed25519", "ssh-ed25519 !!!!", "ssh-ed25519 AAAA", "ssh-dss AAAA", f"no-pty {KNOWN_LINE}",
     KNOWN_LINE.replace("ssh-ed25519 ", "ssh-rsa "), KNOWN_LINE[:-4], KNOWN_LINE + "\n" + KNOWN_LINE,
     KNOWN_LINE + " " + "x" * 20_000, "ssh-ed25519 ÄÄÄÄ",
-    blob_line("ssh-ed25519", b"ssh-ed25519", b"short"), blob_line("ssh-ed25519", b"ssh-ed25519", b"k" * 32, b"more"),
+    blob_line("ssh-ed25519", b"ssh-rsa", b"k" * 32), blob_line("ssh-ed25519", b"ssh-ed25519", b"short"),
+    blob_line("ssh-ed25519", b"ssh-ed25519", b"k" * 32, b"more"),
     blob_line("ssh-rsa", *RSA, b"\0" + b"\xff" * 128), blob_line("ssh-rsa", *RSA, b""),
     blob_line("ecdsa-sha2-nistp256", b"ecdsa-sha2-nistp256", b"nistp384", b"\4" * 97),
 ])

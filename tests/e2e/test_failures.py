@@ -42,9 +42,12 @@ def test_writes_pause_at_most_three_seconds_when_the_leader_dies(cluster: Cluste
         wait_for("uploads", lambda u=uploader: len(u.acknowledged) > 5)  # type: ignore[misc]
     cluster.kill(leader)
     killed = time.monotonic()
-    going_on = [u for u in uploaders if wait_for(
-        "an end or progress", lambda u=u: not u.is_alive() or (u.times and u.times[-1] > killed + 0.2), 20)  # type: ignore[misc]
-        and u.is_alive()]
+    going_on = [
+        u
+        for u in uploaders
+        if wait_for("an end or progress", lambda u=u: not u.is_alive() or (u.times and u.times[-1] > killed + 0.2), 20)  # type: ignore[misc]
+        and u.is_alive()
+    ]
     assert len(going_on) >= 2, "sessions on the survivors go on"
     for uploader in going_on:
         gap = max(b - a for a, b in zip(uploader.times, uploader.times[1:], strict=False))
@@ -63,8 +66,12 @@ def test_without_a_majority_nothing_is_promised(cluster: Cluster, tmp_path: Path
     clients: list[subprocess.Popen[bytes]] = []
     member = None
     while member != left:
-        client = subprocess.Popen([w for w in cluster.sftp_command(left) if w != "-q"], stdin=subprocess.PIPE,
-                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        client = subprocess.Popen(
+            [w for w in cluster.sftp_command(left) if w != "-q"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         clients.append(client)
         assert client.stdin and client.stdout
         client.stdin.write(b"pwd\n")
@@ -145,3 +152,73 @@ def test_a_damaged_chunk_is_never_served_and_is_repaired(cluster: Cluster, tmp_p
     for number in range(6):
         cluster.sftp(cluster.names[number % 3], f"get s {tmp_path}/back{number}\n")
         assert (tmp_path / f"back{number}").read_bytes() == content
+
+
+def slow_upload(cluster: Cluster, name: str, source: Path, target: str) -> tuple[subprocess.Popen[bytes], str]:
+    """An upload at about 10 MB/s that is under way; and the member that serves it."""
+    before = len(cluster.audit("--kind", "login"))
+    client = subprocess.Popen(
+        cluster.sftp_command(name, "-l", "80000"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    assert client.stdin
+    client.stdin.write(f"put {source} {target}\n".encode())
+    client.stdin.close()
+    other = next(n for n in cluster.names if n != name)
+    wait_for(
+        "a checkpoint",
+        lambda: any(
+            r["path"] == f"/{target}" and r["kind"] == "open" for r in cluster.audit("--path", target, node=other)
+        ),
+    )
+    member = cluster.audit("--kind", "login", node=other)[before]["member"]
+    wait_for("a durable prefix", lambda: partial_size(cluster, other, target) > 0)
+    return client, member
+
+
+def partial_size(cluster: Cluster, name: str, target: str) -> int:
+    done = cluster.sftp(name, f"ls -ln {target}\n", check=False)
+    fields = done.stdout.split(b"\n")[1].split() if done.returncode == 0 else []
+    return int(fields[4]) if len(fields) > 4 else 0
+
+
+def test_sigterm_keeps_the_prefix_and_hands_leadership_over(cluster: Cluster, tmp_path: Path) -> None:
+    source = tmp_path / "big"
+    source.write_bytes(os.urandom(60 << 20))
+    settings = [Path(n["data_dir"]) / "raftmft.toml" for n in cluster.about["nodes"]]
+    assert all("drain_timeout_s = 20" in s.read_text() for s in settings)
+    client, member = slow_upload(cluster, cluster.leader(), source, "drained")
+    pid = cluster.pid(member)
+    others = [name for name in cluster.names if name != member]
+    os.kill(pid, signal.SIGTERM)
+    begun = time.monotonic()
+    wait_for("the node to stop", lambda: not process_is_alive(pid), 25)
+    client.wait(30)
+    if client.returncode != 0:  # it did not fit into the drain's 20 s
+        prefix = partial_size(cluster, others[0], "drained")
+        assert prefix > 0
+        cluster.sftp(others[0], f"reput {source} drained\n")
+    cluster.sftp(others[1], f"get drained {tmp_path}/back\n")
+    assert (tmp_path / "back").read_bytes() == source.read_bytes()
+    assert time.monotonic() - begun < 60
+    log = (cluster.folder / f"{member}.log").read_text()
+    assert "Traceback" not in log, log[-3000:]
+
+
+def test_sessions_of_a_dead_member_expire(cluster: Cluster, tmp_path: Path) -> None:
+    source = tmp_path / "big"
+    source.write_bytes(os.urandom(60 << 20))
+    client, member = slow_upload(cluster, cluster.names[0], source, "cut")
+    other = next(name for name in cluster.names if name != member)
+    session = next(r for r in cluster.audit("--path", "cut", node=other) if r["kind"] == "open")["session"]
+    cluster.kill(member)
+    client.wait(30)
+    wait_for(
+        "the session's expiry",
+        lambda: any(r["session"] == session for r in cluster.audit("--kind", "session_expired", node=other)),
+        15,
+    )
+    cluster.sftp(other, f"reput {source} cut\nget cut {tmp_path}/back\n")
+    assert (tmp_path / "back").read_bytes() == source.read_bytes()

@@ -106,7 +106,7 @@ class RawSftp:
 
     async def read_all(self, path: str) -> bytes:
         """A whole file."""
-        handle, data = await self.open_file(path, p.FXF_READ), b""
+        handle, data = await self.open_file(path, p.FXF_READ), bytearray()
         while True:
             try:
                 data += await self.read(handle, len(data), p.MAX_DATA)
@@ -114,7 +114,7 @@ class RawSftp:
                 assert end.code == 1, end
                 break
         await self.close_handle(handle)
-        return data
+        return bytes(data)
 
     async def close_handle(self, handle: bytes) -> None:
         """CLOSE."""

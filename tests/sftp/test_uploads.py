@@ -372,6 +372,7 @@ def test_attributes_of_an_open_upload_are_published_with_it(node: FakeNode) -> N
     assert file.mode == 0o640 and file.times == (7, 8)
 
 
+@pytest.mark.slow
 def test_a_large_file_has_index_chunks_and_can_be_continued(own_node: FakeNode) -> None:
     """Over 64 chunks: depth 1, at checkpoints and when published; a copy-on-write view of it works too."""
     data = os.urandom(66 * MIB + 5)

@@ -304,6 +304,30 @@ def test_no_segment_can_be_made_on_a_full_disk_and_then_it_can(tmp_path, monkeyp
     assert len(ChunkIndex(tmp_path)) == 2
 
 
+def test_a_record_is_bound_to_its_segment_and_its_place():
+    codec, other = format.RecordCodec(b"s" * 16), format.RecordCodec(b"t" * 16)
+    head = codec.pack(bytes(32), 100, 800, 0)
+    assert codec.parse(head, 800) == format.Record(bytes(32), 848, 100, 0)
+    assert other.parse(head, 800) is None and codec.parse(head, 808) is None and codec.parse(head[:-1], 800) is None
+    for bit in range(len(head) * 8):
+        bad = bytearray(head)
+        bad[bit // 8] ^= 1 << bit % 8
+        assert codec.parse(bytes(bad), 800) is None
+
+
+def test_disk_layout_stands_as_documented():
+    """What is written today must be read for ever: a change here needs a new VERSION."""
+    assert format.pack_segment_header(b"0123456789abcdef").hex() == (
+        "524d46545345474d00000001" "30313233343536373839616263646566" "16668af1")
+    head = format.RecordCodec(b"0123456789abcdef").pack(bytes(range(32)), 0x123456 >> 4, 32, 8)
+    assert head.hex() == "5243484b00012345" + bytes(range(32)).hex() + "00000008" "d02e2629"
+    entry = format.pack_entry(bytes(range(32)), 0x11223344, 0x0A0B0C)
+    assert entry == bytes(range(32)) + bytes.fromhex("112233440a0b0c")
+    hint = format.pack_hint(format.Hint(entry, 0x55667788, b"0123456789abcdef"))
+    assert hint.hex() == ("524d465448494e5400000001000000010000000055667788" "30313233343536373839616263646566"
+                          + entry.hex() + "83e089a7")
+
+
 # --- reader ------------------------------------------------------------------------------------------
 def open_segments() -> int:
     return sum(".seg" in os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
@@ -367,6 +391,21 @@ def test_an_unreadable_sector_is_a_corrupt_chunk_and_other_trouble_is_not(tmp_pa
             patch.setattr(files, "pread_all", fail)
             with pytest.raises(expected):
                 reader.read(where, chunk_id)
+    writer.close()
+    reader.close()
+
+
+def test_a_damaged_header_is_found_on_reading_too(tmp_path):
+    writer = make(tmp_path)
+    chunk_id, data = chunk(1)
+    where = writer.append(chunk_id, data)
+    with open(tmp_path / where.segment, "r+b") as file:
+        file.seek(where.offset - format.RECORD_HEADER)
+        file.write(b"X")
+    reader = SegmentReader(tmp_path)
+    with pytest.raises(ChunkCorrupt):
+        reader.read(where, chunk_id)
+    assert reader.read(where) == data
     writer.close()
     reader.close()
 

@@ -1,0 +1,117 @@
+"""The slot table gives the manifests that core.manifest.pack_ids gives, over any base, with any overrides."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import pytest
+from blake3 import blake3
+
+from raftmft.core.manifest import CHUNK_SIZE, IDS_PER_INDEX, Manifest, pack_ids
+from raftmft.sftp.buffers import Prefix, Slot
+from raftmft.sftp.content import Content
+from raftmft.sftp.slots import SlotTable
+
+ZERO = blake3(bytes(CHUNK_SIZE)).digest()
+
+
+def id_of(text: str) -> bytes:
+    return blake3(text.encode()).digest()
+
+
+class IndexStore:
+    """Keeps index chunks, and gives them to a Content as a ChunkReader would."""
+
+    cache: Any = None
+
+    def __init__(self) -> None:
+        self.chunks: dict[bytes, bytes] = {}
+        self.stored = 0
+
+    async def store(self, content: bytes) -> bytes:
+        self.stored += 1
+        self.chunks[blake3(content).digest()] = content
+        return blake3(content).digest()
+
+    async def load(self, chunk_id: bytes, place: Any = None) -> bytes:
+        return self.chunks[chunk_id]
+
+    def reference(self, size: int, ids: list[bytes]) -> Manifest:
+        """What pack_ids gives."""
+        manifest, contents = pack_ids(size, ids)
+        if not contents:
+            return manifest
+        for content in contents:
+            self.chunks[blake3(content).digest()] = content
+        return Manifest(size, 1, b"".join(blake3(content).digest() for content in contents))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_manifests_are_those_of_pack_ids(seed: int) -> None:
+    rng = random.Random(seed)
+
+    async def main() -> None:
+        store = IndexStore()
+        count = rng.choice([0, 3, 64, 65, IDS_PER_INDEX, IDS_PER_INDEX + 5, 2 * IDS_PER_INDEX + 3])
+        ids = [id_of(f"base{i}") for i in range(count)]
+        base = store.reference(count * CHUNK_SIZE, ids)
+        assert base.problem() is None
+        table = SlotTable(Content(store, base))  # type: ignore[arg-type]
+        for step in range(6):
+            kind = rng.choice(["set", "set", "extend", "cut"])
+            if kind == "cut" and ids:
+                del ids[rng.randrange(len(ids)):]
+                table.cut(len(ids))
+            else:
+                slot = rng.randrange(len(ids)) if kind == "set" and ids else len(ids) + rng.choice([0, 1, 1500])
+                ids += [ZERO] * (slot + 1 - len(ids))
+                ids[slot] = id_of(f"own{step}")
+                table.set(slot, ids[slot], CHUNK_SIZE)
+            table.lowest_change = 1 << 62
+            assert table.has_holes(len(ids)) == (ZERO in ids)
+            got = await table.manifest(len(ids) * CHUNK_SIZE, ZERO, store.store)
+            assert got == store.reference(len(ids) * CHUNK_SIZE, ids)
+            for slot in rng.sample(range(len(ids)), min(5, len(ids))):
+                assert (await table.id_of(slot) or ZERO) == ids[slot]
+
+    asyncio.run(main())
+
+
+def test_full_index_chunks_are_made_once() -> None:
+    async def main() -> None:
+        store = IndexStore()
+        table = SlotTable(Content(store, Manifest(0)))  # type: ignore[arg-type]
+        for slot in range(IDS_PER_INDEX + 10):
+            table.set(slot, id_of(str(slot)), CHUNK_SIZE)
+        for _ in range(3):
+            table.lowest_change = 1 << 62
+            await table.manifest((IDS_PER_INDEX + 10) * CHUNK_SIZE, ZERO, store.store)
+        assert store.stored == 1 + 3
+
+    asyncio.run(main())
+
+
+def test_the_prefix_grows_over_islands_in_any_order() -> None:
+    for seed in range(50):
+        rng = random.Random(seed)
+        pieces = [(i * 10, i * 10 + 10) for i in range(30)]
+        rng.shuffle(pieces)
+        prefix, seen = Prefix(0), bytearray(301)
+        for start, end in pieces:
+            prefix.add(start, end)
+            seen[start:end] = b"\1" * 10
+            assert prefix.end == seen.index(0)
+        prefix.cut(55)
+        assert prefix.end == 55
+
+
+def test_a_slot_knows_what_of_it_is_stored() -> None:
+    slot = Slot(bytearray(b"stored"), is_dirty=False)
+    slot.write(6, memoryview(b" more"))
+    assert slot.stable == 6 and slot.is_dirty
+    slot.write(3, memoryview(b"X"))
+    assert slot.stable == 0 and slot.buffer == b"stoXed more"
+    slot.write(13, memoryview(b"!"))
+    assert slot.buffer == b"stoXed more\0\0!"
