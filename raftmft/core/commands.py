@@ -41,7 +41,7 @@ class Envelope:
 
 @dataclass(frozen=True, slots=True)
 class MemberSpec:
-    """A member as Raft lists it. `fingerprint` is the SHA-256 of its certificate's DER, in hex. The gossip port is UDP."""
+    """A member as Raft lists it. `fingerprint` is the SHA-256 of its certificate's DER, in hex; the gossip port UDP."""
 
     id: str
     name: str

@@ -59,14 +59,14 @@ class Logins:
         for _ in range(CREDENTIAL_ATTEMPTS):
             await self._epoch.barrier()
             row = self._state.machine.users.get(user)
-            known = row is not None and bool(row.password_hash) and row.enabled
-            stored = row.password_hash if row is not None and known else DUMMY_HASH
+            known = row is not None and row.enabled
+            stored = (row.password_hash if row is not None and known else None) or DUMMY_HASH
             self._waiting += 1
             try:
                 right = await trio.to_thread.run_sync(verify, stored, password, limiter=self._threads)
             finally:
                 self._waiting -= 1
-            if row is None or not known or not right:
+            if row is None or not known or not row.password_hash or not right:
                 reason = "unknown user" if row is None else "disabled" if not row.enabled else "wrong password"
                 self.refused(user, address, reason)
                 raise Rejected(Code.PERMISSION, "wrong user or password")
