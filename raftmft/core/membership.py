@@ -176,7 +176,6 @@ class Membership:
         self._clock = 0.0
         self._last_now: float | None = None
         self._next_probe = 0.0
-        self._announced = False
         self._number = 0
         self._probe: _Probe | None = None
         self._relays: dict[int, tuple[str, int, str]] = {}
@@ -216,9 +215,6 @@ class Membership:
         for member, peer in self._peers.items():
             if peer.state is State.SUSPECT and self._clock >= peer.deadline:
                 self._become(member, peer, State.DEAD, peer.incarnation)
-        if not self._announced:
-            self._announced = True
-            out += [(member, self._ping(member)) for member in self._peers]
         self._follow_probe(out)
         if self._clock >= self._next_probe:
             self._next_probe = self._clock + self._timing.probe_interval_s

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import trio
@@ -15,7 +16,9 @@ from starlette.routing import Route
 
 from raftmft import __version__
 from raftmft.core import commands as c
+from raftmft.core.audit import AuditLog
 from raftmft.core.errors import NoQuorum, NotApplied, OutcomeUnknown, RaftmftError
+from raftmft.core.machine import open_reader
 from raftmft.core.outcome import Code
 from raftmft.node.epoch import Epoch
 from raftmft.node.link import Rejected
@@ -25,6 +28,7 @@ from raftmft.node.state import ReplicatedState
 MOST_BODY_BYTES = 256 * 1024
 MOST_RECORDS = 10_000
 HASHING = 2
+SEARCHING = 2
 _STATUS = {Code.NOT_FOUND: 404, Code.NO_USER: 404, Code.EXISTS: 409, Code.CONFLICT: 409}
 
 
@@ -46,6 +50,7 @@ class Api:
         self._state, self._epoch = state, epoch
         self._status, self._ready, self._members = status, ready, members
         self._hashing = trio.CapacityLimiter(HASHING)
+        self._searching = trio.CapacityLimiter(SEARCHING)
 
     def open_routes(self) -> list[Route]:
         """Routes for anybody who can connect."""
@@ -162,7 +167,9 @@ class Api:
                 f"unknown parameter {sorted(set(query) - known)[0]!r}; known are {', '.join(sorted(known))}"
             )
         await self._epoch.barrier()
-        records = self._state.machine.audit.query(
+        search = partial(
+            search_audit,
+            self._state.machine.path,
             user=query.get("user"),
             kind=query.get("kind"),
             path=query.get("path"),
@@ -171,6 +178,8 @@ class Api:
             until_ms=_time(query.get("until"), "until"),
             limit=min(_whole(query.get("limit"), "limit") or 1000, MOST_RECORDS),
         )
+        # A rare record in a long log takes its time: in a thread, on a connection of its own.
+        records = await trio.to_thread.run_sync(search, limiter=self._searching)
         names = {m.id: m.name for m in self._state.machine.members.list()}
         return {
             "records": [
@@ -199,6 +208,15 @@ class Api:
         if len(password.encode("utf-8", "surrogatepass")) > MOST_PASSWORD_BYTES:
             raise BadRequest(f"a password has at most {MOST_PASSWORD_BYTES} bytes")
         return await trio.to_thread.run_sync(hash_password, password, limiter=self._hashing)
+
+
+def search_audit(state: str, /, **query: Any) -> list[dict[str, Any]]:
+    """Audit records of the state file `state`, as of now. Blocks: call it in a thread."""
+    reader = open_reader(state)
+    try:
+        return AuditLog(reader).query(**query)
+    finally:
+        reader.close()
 
 
 def build(routes: list[Route]) -> Starlette:

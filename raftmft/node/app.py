@@ -38,9 +38,10 @@ from raftmft.cluster.listener import PeerListener
 from raftmft.cluster.relay import PrefaceGuard, RelayDoor, relay
 from raftmft.cluster.repairer import Repairer
 from raftmft.cluster.replicator import Replicator
-from raftmft.core.commands import Publish
+from raftmft.core.commands import Checkpoint, Publish
 from raftmft.core.errors import ConfigError
 from raftmft.core.machine import Entry
+from raftmft.core.manifest import Manifest
 from raftmft.core.membership import Load
 from raftmft.core.outcome import Outcome
 from raftmft.node import admin
@@ -49,6 +50,7 @@ from raftmft.node.chunks import Chunks
 from raftmft.node.datadir import DataDir
 from raftmft.node.dispatch import Dispatch
 from raftmft.node.epoch import Epoch
+from raftmft.node.evictions import Evictions
 from raftmft.node.files import Files
 from raftmft.node.frontdoor import FrontDoor
 from raftmft.node.genesis import HOST_KEY, bootstrap_command
@@ -96,10 +98,11 @@ class Node:
 
     # --- parts ------------------------------------------------------------------------------------
     def _make_raft(self) -> None:
-        if self.data_dir.state.exists() and not self.data_dir.journal.exists():
-            raise ConfigError(f"{self.data_dir.journal} is lost: this member must not vote with forgotten state; remove "
-                              f"it from the cluster and let a new one join, or restore the whole directory")
-        journal = Journal(str(self.data_dir.journal))
+        journal_path = self.data_dir.journal
+        if self.data_dir.state.exists() and not journal_path.exists():
+            raise ConfigError(f"{journal_path} is lost: this member must not vote with forgotten state; restore "
+                              "the whole directory, or remove the member and let a new one join")
+        journal = Journal(str(journal_path))
         self.state = open_state(self.data_dir)
         self.replica = Replica(self.me, [m.id for m in self.seed.members], journal, self.state)
         self.driver = RaftDriver(self.replica, lambda member, body: self.links.send(member, RAFT, body))
@@ -124,7 +127,7 @@ class Node:
             me, member, self.view.peer_addresses()[member], "bulk", self.view.directory))
         self.replicator = Replicator(self.me, self.pool.put, self.view.alive, self.view.ranking)
         self.fetcher = Fetcher(self.me, self.pool.get, self.holdings, self.view.alive, self.view.ranking)
-        self.repairer = Repairer(self.state.machine.namespace.manifests_since, self.view.owns,
+        self.repairer = Repairer(self._manifests_since, self.view.owns,
                                  lambda: self.state.applied, self.holdings, self.fetcher, self.data_dir.repair_mark,
                                  placement=lambda: self.state.machine.settings.placement)
         self.state.subscribe(self._applied)
@@ -142,6 +145,8 @@ class Node:
         self.dispatch = Dispatch(self.epoch, self.logins, self.files, self.chunks, self._greet)
         self.workers = Workers(self.settings.worker_count, self.dispatch.handle, self._worker_gone,
                                lambda start: f"worker{self.run_name}x{start}")
+        self.evictions = Evictions(self.workers)
+        self.state.subscribe(self.evictions.applied)
         self.door = FrontDoor(self.me, self.workers, self.view.choose, self._relay)
         self.duties = LeaderDuties(self.driver, self.state, bootstrap_command(self.seed), self.view.dead)
         self.watch = QuorumWatch(self.epoch, self.view.has_quorum, self.workers.kill_all_sessions)
@@ -174,7 +179,7 @@ class Node:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.workers.run)
             await self.epoch.begin()
-            for part in (self.logins.run, self.files.run, self.repairer.run, self.watch.run):
+            for part in (self.logins.run, self.files.run, self.repairer.run, self.watch.run, self.evictions.run):
                 nursery.start_soon(part)
             nursery.start_soon(self.door.run, trio.socket.from_stdlib_socket(self.listeners.sftp))
             notify_systemd("READY=1")
@@ -222,8 +227,15 @@ class Node:
             missing_chunks=self.repairer.missing,
             has_quorum=self.epoch.begun.is_set() and bool(self.workers.live) and self.view.has_quorum())
 
+    def _manifests_since(self, index: int, limit: int) -> list[tuple[int, int, Manifest]]:
+        """What was published or checkpointed after `index`, oldest first: partials are to be continued anywhere."""
+        machine = self.state.machine
+        published = machine.namespace.manifests_since(index, limit)
+        partials = [(at, 0, manifest) for at, manifest in machine.partials.manifests_since(index, limit)]
+        return sorted(published + partials)[:limit]
+
     def _applied(self, entries: Sequence[Entry], _: Sequence[Outcome]) -> None:
-        if any(type(entry.envelope.command) is Publish for entry in entries):
+        if any(type(entry.envelope.command) in (Publish, Checkpoint) for entry in entries):
             self.repairer.kick()  # did all copies of it arrive here?
 
     # --- what the parts ask of the whole ----------------------------------------------------------

@@ -9,7 +9,7 @@ import trio
 
 from raftmft.core.commands import Command, CommandId, Envelope
 from raftmft.core.errors import NoQuorum, NotApplied, OutcomeUnknown
-from raftmft.core.outcome import Outcome
+from raftmft.core.outcome import Code, Outcome
 
 MAX_IN_FLIGHT = 4096
 """Commands of this member between their id and their end; further callers wait, within their own deadline."""
@@ -79,7 +79,11 @@ class Proposer:
         pause_s = PAUSE_S
         while (left_s := deadline - trio.current_time()) > 0:
             try:
-                return await self._driver.propose(envelope, timeout_s=min(left_s, ATTEMPT_S))
+                outcome = await self._driver.propose(envelope, timeout_s=min(left_s, ATTEMPT_S))
+                if outcome.rejection is None or outcome.rejection.code != Code.STALE_COMMAND:
+                    return outcome
+                maybe_applied = True  # an earlier attempt was applied, and its outcome is forgotten already
+                break
             except OutcomeUnknown:
                 maybe_applied = True
             except NotApplied:

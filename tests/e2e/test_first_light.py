@@ -66,7 +66,7 @@ def test_a_lost_connection_publishes_nothing(shared_cluster: Cluster, tmp_path: 
     source = tmp_path / "big"
     source.write_bytes(os.urandom(40 << 20))
     client = subprocess.Popen(
-        shared_cluster.sftp_command(one, "-l", "160000"),
+        shared_cluster.sftp_command(one, "-l", "40000"),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -170,3 +170,29 @@ def test_new_sessions_are_spread(shared_cluster: Cluster) -> None:
         for client in clients:
             client.kill()
             client.wait()
+
+
+def test_disabling_a_user_ends_its_sessions(shared_cluster: Cluster) -> None:
+    key = shared_cluster.about["users"][0]["key"]
+    one, two, _ = shared_cluster.names
+    shared_cluster.run("user", "add", "leaver", "--key", key + ".pub")
+    client = subprocess.Popen(
+        shared_cluster.sftp_command(one, user="leaver"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert client.stdin and client.stdout
+    client.stdin.write(b"pwd\n")
+    client.stdin.flush()
+    assert client.stdout.readline() and client.stdout.readline()
+    shared_cluster.run("user", "disable", "leaver", node=two)
+    wait_for(
+        "the session's end",
+        lambda: any(
+            r["user"] == "leaver"
+            for r in shared_cluster.audit("--kind", "session_killed") + shared_cluster.audit("--kind", "logout")
+        ),
+    )
+    _, _ = client.communicate(b"ls\n", timeout=10)
+    assert client.returncode != 0, "the session of a disabled user lives on"
+    assert shared_cluster.sftp(two, "pwd\n", user="leaver", check=False).returncode != 0
+    shared_cluster.run("user", "enable", "leaver")
+    shared_cluster.sftp(two, "pwd\n", user="leaver")

@@ -10,7 +10,7 @@ import trio.testing
 
 from raftmft.core.commands import Envelope, NoOp
 from raftmft.core.errors import NoQuorum, NotApplied, OutcomeUnknown, RaftmftError
-from raftmft.core.outcome import Outcome
+from raftmft.core.outcome import Code, Outcome, Rejection
 from raftmft.raft import proposer
 from raftmft.raft.proposer import Proposer
 
@@ -119,3 +119,12 @@ async def test_the_number_in_flight_is_bounded(
             await it.execute(NoOp(), timeout_s=1)
         assert len({envelope.id for envelope in driver.seen}) == 2
         nursery.cancel_scope.cancel()
+
+
+async def test_a_command_whose_outcome_is_forgotten_is_unknown_not_refused() -> None:
+    class Forgetful:
+        async def propose(self, envelope: Envelope, *, timeout_s: float) -> Outcome:
+            return Outcome(9, rejection=Rejection(Code.STALE_COMMAND, "its outcome was forgotten"))
+
+    with pytest.raises(OutcomeUnknown):
+        await Proposer(Forgetful(), "m", 1).execute(NoOp(), timeout_s=1)

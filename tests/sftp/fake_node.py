@@ -175,9 +175,9 @@ class FakeNode:
                 "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes",
                 "-o", f"UserKnownHostsFile={self.known_hosts}", f"{user}@127.0.0.1"]
 
-    def connect(self, **options: Any) -> Any:
-        """An asyncssh client's connection (to be awaited, or used with `async with`)."""
-        return asyncssh.connect("127.0.0.1", self.port, known_hosts=str(self.known_hosts), **{
+    async def connect(self, **options: Any) -> Any:
+        """An asyncssh client's connection."""
+        return await asyncssh.connect("127.0.0.1", self.port, known_hosts=str(self.known_hosts), **{
             "username": "anna", "client_keys": [self.key], "config": [], "agent_path": None, **options})
 
     # --- the link --------------------------------------------------------------------------------

@@ -101,6 +101,7 @@ def test_the_load_is_told(node: FakeNode, tmp_path: Path) -> None:
     assert load["bytes_in"] >= len(data)
 
 
+@pytest.mark.slow
 def test_a_large_upload_stays_small_in_memory(node: FakeNode, tmp_path: Path) -> None:
     with open(tmp_path / "big", "wb") as file:
         for _ in range(300):
@@ -149,7 +150,8 @@ def test_lftp_continues_a_partial(node: FakeNode, tmp_path: Path) -> None:
                f"-o UserKnownHostsFile={node.known_hosts}")
     script = (f'set sftp:connect-program "{connect}"; set net:max-retries 1; open -p {node.port} -u anna, '
               f"sftp://127.0.0.1; put -c {tmp_path}/s -o lftp; get lftp -o {tmp_path}/back; bye")
-    done = subprocess.run(["lftp", "-c", script], capture_output=True, timeout=60, env={**os.environ, "HOME": str(tmp_path)})
+    done = subprocess.run(["lftp", "-c", script], capture_output=True, timeout=60,
+                          env={**os.environ, "HOME": str(tmp_path)})
     assert done.returncode == 0, done.stderr.decode()
     assert node.content("lftp") == data == (tmp_path / "back").read_bytes()
     assert sum(args["length"] for args in node.ops("chunk.put")[-2:]) < 2_500_000, "it began again"

@@ -8,7 +8,7 @@ from typing import Any
 from raftmft.sftp import packets as p
 from raftmft.sftp.content import ChunkCache
 from raftmft.store.segments import Location, SegmentWriter
-from tests.sftp.fake_node import FakeNode
+from tests.sftp.fake_node import FakeNode, wait_for
 from tests.sftp.raw_client import PUT, RawSftp
 from tests.sftp.test_uploads import expect, run
 
@@ -48,7 +48,7 @@ def test_a_damaged_chunk_is_never_served(own_node: FakeNode) -> None:
         await sftp.close_handle(handle)
         bad = [args for op, args in own_node.notes if op == "chunk.bad"]
         assert bad[0]["segment"] == place.segment and bad[0]["offset"] == place.offset
-        (end,) = [args for op, args in own_node.notes if op == "read.end"]
+        (end,) = wait_for("the end of the read", lambda: [a for op, a in own_node.notes if op == "read.end"])
         assert end["ok"] is False and end["bytes"] == 1000
     run(own_node, test)
 
@@ -93,7 +93,6 @@ def test_a_read_that_was_not_closed_is_told_too(own_node: FakeNode) -> None:
         handle = await sftp.open_file("f", p.FXF_READ)
         await sftp.read(handle, 0, 4)
     run(own_node, test)
-    from tests.sftp.fake_node import wait_for
     wait_for("the end", lambda: own_node.ended)
     (end,) = [args for op, args in own_node.notes if op == "read.end"]
     assert end["bytes"] == 4 and end["ok"] is True

@@ -1,4 +1,4 @@
-"""The link's messages, and the worker's end of it: ids, trouble, cancellation, and the end of everything at EOF."""
+"""The link's messages: what is sent comes back, and nothing of another shape is taken for one."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ def test_messages_come_back() -> None:
     assert whole(wire.notification("load", {})) == wire.Notification("load", {})
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=5) | st.binary(max_size=5),
-                    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner, max_size=3)))
+LEAVES = st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=5) | st.binary(max_size=5)
+
+
+@given(st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner, max_size=3)))
 def test_anything_else_is_refused(value: Any) -> None:
     try:
         message = wire.parse(value)
@@ -33,7 +36,8 @@ def test_anything_else_is_refused(value: Any) -> None:
     assert isinstance(message, (wire.Request, wire.Reply, wire.Notification))
 
 
-@pytest.mark.parametrize("value", [[1, 2, "perhaps", None], [0, "x", "op", {}], [0, 1, "op", []], [3, "op", {}], [], {}])
+@pytest.mark.parametrize("value", [
+    [1, 2, "perhaps", None], [0, "x", "op", {}], [0, 1, "op", []], [3, "op", {}], [], {}])
 def test_examples_that_are_refused(value: Any) -> None:
     with pytest.raises(frames.FrameError):
         wire.parse(value)
