@@ -2,9 +2,10 @@
 
 Three processes on loopback, each with what a node has between a proposal and its outcome: proposer, replica, journal
 with fdatasync, mutual-TLS links, SQLite state machine. 1, 16, 128 and 1000 proposers propose one command after another
-for some seconds, from the leader's process and then from a follower's. Two kinds: no-ops (with a command id, as every
-command has) and real publishes (BeginUpload, then Publish: two commits; rate and latency are the Publish's). Afterwards
-the state digests of all three must be equal.
+for some seconds, from the leader's process and then from a follower's. Three kinds: no-ops as the read barrier
+proposes them, no-ops through the proposer (command id, exactly-once bookkeeping in SQLite), and real publishes
+(BeginUpload, then Publish: two commits; rate and latency are the Publish's). Afterwards the state digests of all three
+must be equal.
 
 CPU is user + system time of the three processes; "ms/1k" is CPU milliseconds for 1000 commits, followers included.
 """
@@ -136,6 +137,12 @@ class Member:
         async def noops() -> None:
             while trio.current_time() < deadline:
                 begun = time.perf_counter()
+                value_of(await self.driver.propose(c.Envelope(c.NoOp()), timeout_s=5))
+                took.append(time.perf_counter() - begun)
+
+        async def commands() -> None:
+            while trio.current_time() < deadline:
+                begun = time.perf_counter()
                 value_of(await self.proposer.execute(c.NoOp()))
                 took.append(time.perf_counter() - begun)
 
@@ -162,7 +169,7 @@ class Member:
         begun = time.perf_counter()
         async with trio.open_nursery() as nursery:
             for number in range(proposers):
-                nursery.start_soon(*((noops,) if kind == "noop" else (publishes, number)))
+                nursery.start_soon(*{"noop": (noops,), "command": (commands,), "publish": (publishes, number)}[kind])
         elapsed = time.perf_counter() - begun
         ordered = sorted(took)
         return {
@@ -212,6 +219,7 @@ def main() -> None:
     parser.add_argument("--member", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--proposers", type=int, nargs="*", default=PROPOSERS)
+    parser.add_argument("--kinds", nargs="*", default=("noop", "command", "publish"))
     parser.add_argument("--dir", default=None, help="where the journals lie (a real disk)")
     options = parser.parse_args()
     if options.member:
@@ -245,7 +253,7 @@ def main() -> None:
             f"{'kind':8}{'from':10}{'proposers':>10}{'commits/s':>11}{'p50 ms':>9}{'p99 ms':>9}{'CPU ms/1k':>11}",
             file=sys.stderr,
         )
-        for kind in ("noop", "publish"):
+        for kind in options.kinds:
             for count in options.proposers:
                 for role in ("leader", "follower"):
                     member = next(m for m in members if (m.ask("look")["role"] == "leader") == (role == "leader"))

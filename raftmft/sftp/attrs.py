@@ -32,11 +32,6 @@ class FileAttrs:
     mtime: int | None = None
     nlink: int = 1
 
-    @property
-    def is_empty(self) -> bool:
-        """True when nothing is to be set."""
-        return self.size is None and not self.settable()
-
     def settable(self) -> dict[str, int]:
         """The attributes but the size, as the link's `attrs` map; the mode without its type bits."""
         values = {"mode": None if self.mode is None else self.mode & MODE_BITS, "uid": self.uid, "gid": self.gid,

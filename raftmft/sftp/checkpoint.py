@@ -54,7 +54,7 @@ class Checkpoints:
     def is_behind(self) -> bool:
         """Whether more bytes may not be acknowledged before a checkpoint covers earlier ones."""
         return self._is_kept and not self._is_stopped and not self._upload.is_removed and (
-            False)
+            self._upload.prefix.end - self._done > MOST_BEHIND_BYTES)
 
     def catch_up(self, *, is_idle: bool) -> None:
         """Writes wait for a checkpoint: begins one if nothing else will."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 from raftmft.core.errors import NoQuorum, OutcomeUnknown, RaftmftError
 from raftmft.core.outcome import Code
@@ -81,8 +81,7 @@ class Link(asyncio.Protocol):
     # --- asyncio.Protocol ------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The link is up."""
-        assert isinstance(transport, asyncio.WriteTransport) or hasattr(transport, "write")
-        self._transport = transport  # type: ignore[assignment]  # uvloop's transports are no subclasses
+        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's transports are no subclasses
         self._writable.set()
 
     def pause_writing(self) -> None:

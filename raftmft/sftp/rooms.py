@@ -90,13 +90,23 @@ class Rooms:
         await self._ends([server.session], KILL_LIMIT_S)
 
     async def drain(self, timeout_s: float) -> None:
-        """Ends all sessions, their uploads checkpointed; returns when they have ended or the time is over."""
+        """Ends all sessions and returns when they have ended, or when the time is over. One with an open file may
+        finish it as long as time is left to checkpoint what is still open then; the others end at once.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
         sessions = [server.session for server in self._sessions.values() if server.session is not None]
-        for server in list(self._servers):
+        while any(server.is_busy() for server in self._servers) and loop.time() < deadline - KILL_LIMIT_S:
+            self._dismiss([server for server in self._servers if not server.is_busy()])
+            await asyncio.sleep(TICK_S)
+        self._dismiss(list(self._servers))
+        await self._ends(sessions, max(0.0, deadline - loop.time()))
+
+    def _dismiss(self, servers: list[Server]) -> None:
+        for server in servers:
             if server.session is not None:
                 self._reasons[server.session.id] = "drained"
             server.disconnect("this server is going down; connect again")
-        await self._ends(sessions, timeout_s)
 
     async def _ends(self, sessions: list[Session], timeout_s: float) -> None:
         waits = [asyncio.create_task(session.ended.wait()) for session in sessions]

@@ -229,15 +229,14 @@ class Server(asyncssh.SSHServer):
         """A channel is gone."""
         self._channels -= 1
 
+    def is_busy(self) -> bool:
+        """Whether the session has a file open."""
+        return self.session is not None and self.session.handle_count > 0
+
     def disconnect(self, reason: str) -> None:
         """Ends the connection; `connection_lost` follows."""
         if self._connection is not None:
             self._connection.disconnect(asyncssh.DISC_BY_APPLICATION, reason)
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether nothing is open and nothing is being done."""
-        return self.session is not None and not self.session.handle_count
 
     async def _log_in(self, operation: str, user: str, proof: dict[str, Any]) -> bool:
         """Has the node commit a login. Cancelled (the connection is gone): the session ends as soon as it begins."""

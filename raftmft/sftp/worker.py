@@ -113,8 +113,9 @@ class Worker:
         if op == "session.kill":
             await self._rooms.kill(int(args["session"]), str(args.get("reason") or ""))
         elif op == "drain":
-            asyncio.get_running_loop().remove_reader(self._door.fileno())
-            self._door.close()
+            if self._door.fileno() >= 0:
+                asyncio.get_running_loop().remove_reader(self._door.fileno())
+                self._door.close()
             await self._rooms.drain(float(args["timeout_s"]))
         else:
             raise RaftmftError(f"there is no operation {op[:40]!r}")

@@ -27,8 +27,6 @@ WORKER_OPERATIONS = frozenset({
     "fs.setstat", "read.end", "chunk.put", "chunk.locate", "chunk.fetch", "chunk.bad",
 })
 NODE_OPERATIONS = frozenset({"session.kill", "drain"})
-MOST_IDS_A_LOCATE = 4096
-"""At most so many ids in one chunk.locate."""
 
 
 class Request(NamedTuple):

@@ -87,6 +87,15 @@ def test_dev_stops_all_nodes_and_resumes(tmp_path: Path) -> None:
         assert cluster.about["nodes"][0]["sftp"] == about["nodes"][0]["sftp"], "ports are kept"
         cluster.sftp("n3", f"get s {tmp_path}/back\n")
         assert (tmp_path / "back").read_bytes() == source.read_bytes()
+        cluster.stop()
+        secrets = [about["users"][0]["password"].encode(), b"OPENSSH PRIVATE KEY"]
+        secrets += [(cluster.folder / name / "keys" / "cluster.key").read_bytes() for name in ("n1", "n2", "n3")]
+        files = [
+            f for n in cluster.names for f in (cluster.folder / n).rglob("*") if f.is_file() and f.parent.name != "keys"
+        ]
+        for file in [*files, *cluster.folder.glob("*.log")]:
+            content = file.read_bytes()
+            assert not any(secret in content or secret.hex().encode() in content for secret in secrets), file
     finally:
         cluster.stop()
 

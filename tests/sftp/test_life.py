@@ -86,11 +86,31 @@ def test_drain_checkpoints_and_ends_everything(own_node: FakeNode) -> None:
         sessions = [await RawSftp.open(own_node) for _ in range(3)]
         for number, sftp in enumerate(sessions):
             await sftp.write(await sftp.open_file(f"drain{number}", PUT), 0, data)
-        assert await asyncio.to_thread(own_node.ask, "drain", {"timeout_s": 10}) == ("ok", {})
+        assert await asyncio.to_thread(own_node.ask, "drain", {"timeout_s": 5}) == ("ok", {})
         assert sorted(reason for _, reason in own_node.ended) == ["drained"] * 3
     asyncio.run(main())
     for number in range(3):
         assert own_node.bytes_of(own_node.partials["anna", key_of(f"drain{number}")]) == data
+
+
+def test_drain_lets_an_open_file_be_finished(own_node: FakeNode) -> None:
+    data = os.urandom(MIB)
+
+    async def main() -> None:
+        idle, busy = await RawSftp.open(own_node), await RawSftp.open(own_node)
+        handle = await busy.open_file("finished", PUT)
+        await busy.write(handle, 0, data)
+        draining = asyncio.create_task(asyncio.to_thread(own_node.ask, "drain", {"timeout_s": 20}))
+        while len(own_node.ended) < 1:
+            await asyncio.sleep(0.01)
+        with pytest.raises((asyncssh.DisconnectError, asyncio.IncompleteReadError, BrokenPipeError)):
+            await idle.stat("/")
+        assert not draining.done(), "the session with an open file was not waited for"
+        await busy.write(handle, MIB, data)
+        await busy.close_handle(handle)
+        assert await draining == ("ok", {})
+    asyncio.run(main())
+    assert own_node.content("finished") == data + data
 
 
 def test_the_load_is_told(node: FakeNode, tmp_path: Path) -> None:
