@@ -41,7 +41,7 @@ SWEEP_EVERY_MS = 60_000
 """How often, in state time, partials and unreported reads are looked through for what is due."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Entry:
     """One committed entry of the Raft log: its index, the leader's stamp in ms, and the command."""
 

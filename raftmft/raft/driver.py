@@ -118,7 +118,8 @@ class RaftDriver:
         if self._stopped or self._fatal is not None:
             raise NotApplied("this node stops")
         task = trio.lowlevel.current_task()
-        proposal = Proposal(payload, patches.monotonic() + timeout_s, partial(trio.lowlevel.reschedule, task))
+        proposal = Proposal(payload, patches.monotonic() + timeout_s, partial(trio.lowlevel.reschedule, task),
+                            envelope)
         self._replica.propose(proposal)
         self._wake.set()
 

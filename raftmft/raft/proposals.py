@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from enum import IntEnum
 
+from raftmft.core.commands import Envelope
 from raftmft.core.errors import NoQuorum, NotApplied, OutcomeUnknown, RaftmftError
 from raftmft.core.outcome import Outcome
 
@@ -32,10 +33,11 @@ class Stage(IntEnum):
 class Proposal:
     """An encoded envelope, a deadline on the engine's clock in seconds, and in the end an outcome or an error."""
 
-    __slots__ = ("payload", "deadline", "stage", "outcome", "error", "request", "index", "_notify")
+    __slots__ = ("payload", "deadline", "stage", "outcome", "error", "request", "index", "envelope", "_notify")
 
-    def __init__(self, payload: bytes, deadline: float, notify: Callable[[], None]) -> None:
-        self.payload, self.deadline = payload, deadline
+    def __init__(self, payload: bytes, deadline: float, notify: Callable[[], None],
+                 envelope: Envelope | None = None) -> None:
+        self.payload, self.deadline, self.envelope = payload, deadline, envelope
         self.stage = Stage.QUEUED
         self.outcome: Outcome | None = None
         self.error: RaftmftError | None = None

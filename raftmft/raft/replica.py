@@ -22,6 +22,7 @@ from functools import partial
 from random import Random
 from typing import Protocol
 
+from raftmft.core.commands import Envelope
 from raftmft.core.errors import CorruptFile
 from raftmft.core.machine import Entry
 from raftmft.core.outcome import Code, Outcome, Rejection
@@ -108,6 +109,7 @@ class Replica:
         self._uncommitted: deque[tuple[int, int]] = deque()
         self._uncommitted_bytes = 0
         self._apply_count = 64
+        self._own: dict[int, tuple[bytes, Envelope]] = {}
         self._more_commands = False
         self._dropped, self._dropped_logged_at = 0, float("-inf")
 
@@ -227,6 +229,8 @@ class Replica:
             if isinstance(item, Proposal):
                 command = head + item.payload
                 self.table.place(item, index, term)
+                if item.envelope is not None:
+                    self._own[index] = command, item.envelope
             else:
                 command = head + item[2]
                 placed.setdefault(item[0], []).append((item[1], index))
@@ -318,7 +322,10 @@ class Replica:
                 kind, stamp_ms = _STAMPED.unpack_from(command)
                 if kind != 0:
                     raise FrameError("unknown kind of entry")
-                entries.append(Entry(index, stamp_ms, decode_envelope(command[9:])))
+                # What this member encoded itself need not be decoded again, if that is what was committed here.
+                own = self._own.pop(index, None)
+                envelope = own[1] if own is not None and own[0] is command else decode_envelope(command[9:])
+                entries.append(Entry(index, stamp_ms, envelope))
             except (FrameError, struct.error) as error:
                 # The same bytes give the same rejection on every member.
                 outcomes[index] = Outcome(index, rejection=Rejection(Code.INVALID, f"not a command: {error}"))
