@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ class DevCluster:
         started = time.monotonic()
         clients = {name: Client(str(self.folder / name), None, None) for name in self._plan["nodes"]}
         for client in clients.values():
-            self._wait(lambda c=client: c.call("GET", "/readyz"), stop)  # type: ignore[misc]
+            self._wait(partial(client.call, "GET", "/readyz"), stop)
         if stop.wanted:
             return
         first = next(iter(clients.values()))
@@ -132,8 +133,8 @@ class DevCluster:
             public = (self.folder / f"{USER}.key.pub").read_text().strip()
             first.call("POST", "/api/v1/users", {"name": USER, "password": self._plan["password"], "keys": [public]})
         for client in clients.values():
-            self._wait(lambda c=client: c.get(f"/api/v1/users/{USER}"), stop)  # type: ignore[misc]
-            self._wait(lambda c=client: _all_alive(c.get("/api/v1/status")), stop)  # type: ignore[misc]
+            self._wait(partial(client.get, f"/api/v1/users/{USER}"), stop)
+            self._wait(partial(_all_alive, client), stop)
         if stop.wanted:
             return
         write_file(self.folder / "cluster.json", json.dumps(self._describe(), indent=1).encode())
@@ -250,7 +251,8 @@ class DevCluster:
         }
 
 
-def _all_alive(status: dict[str, Any]) -> bool:
+def _all_alive(client: Client) -> bool:
+    status = client.get("/api/v1/status")
     return status["verdict"] == "ok" and all(m["state"] == "alive" for m in status["members"])
 
 

@@ -13,8 +13,8 @@ from raftmft.core.errors import ConfigError, RaftmftError
 from raftmft.node.app import Node
 from raftmft.node.datadir import DataDir
 from raftmft.node.logs import set_up
-from raftmft.node.settings import load
-from raftmft.node.sockets import open_listeners
+from raftmft.node.settings import Settings, load
+from raftmft.node.sockets import Listeners, open_listeners
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ def run_node(data_dir_path: str, drain_timeout_s: int | None) -> int:
         data_dir.admin_socket.unlink(missing_ok=True)
 
 
-async def _serve(data_dir: DataDir, settings: object, listeners: object, drain_timeout_s: int | None) -> None:
-    node = Node(data_dir, settings, listeners)  # type: ignore[arg-type]
+async def _serve(data_dir: DataDir, settings: Settings, listeners: Listeners, drain_timeout_s: int | None) -> None:
+    node = Node(data_dir, settings, listeners)
     if drain_timeout_s is not None:
         node.drain_s = float(drain_timeout_s)
     async with trio.open_nursery() as nursery:
