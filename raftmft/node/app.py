@@ -225,6 +225,7 @@ class Node:
         return replace(
             self.measured, sessions=sum(w.load for w in self.workers.live.values()), applied_index=self.state.applied,
             missing_chunks=self.repairer.missing,
+            mode="draining" if self.stop.is_set() else self.measured.mode,
             has_quorum=self.epoch.begun.is_set() and bool(self.workers.live) and self.view.has_quorum())
 
     def _manifests_since(self, index: int, limit: int) -> list[tuple[int, int, Manifest]]:

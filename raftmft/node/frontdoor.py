@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 MOST_CONNECTIONS = 4000
 """Accepted connections that are being handed over, refused or relayed at once; more wait in the kernel's backlog."""
 BACKLOG = 512
+PATIENCE_S = 3.0
+LOOK_AGAIN_S = 0.05
 REFUSAL_LIMIT_S = 2.0
 OUT_OF_DESCRIPTORS_PAUSE_S = 0.1
 _TRANSIENT = {errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.EHOSTUNREACH, errno.ENONET, errno.EAGAIN}
@@ -70,7 +72,7 @@ class FrontDoor:
     async def _serve(self, connection: socket.socket, address: str, slots: trio.Semaphore) -> None:
         try:
             self.accepted += 1
-            target = self._choose()
+            target = await self._target()
             if target is not None and target != self._me:
                 try:
                     self.relayed += 1
@@ -87,6 +89,14 @@ class FrontDoor:
         finally:
             connection.close()
             slots.release()
+
+    async def _target(self) -> str | None:
+        """Who serves the next session. An election takes a moment, so "nobody" is only believed after PATIENCE_S."""
+        with trio.move_on_after(PATIENCE_S):
+            while (target := self._choose()) is None:
+                await trio.sleep(LOOK_AGAIN_S)
+            return target
+        return None
 
     async def _here(self, connection: socket.socket, address: str) -> None:
         worker = self._workers.least_loaded() if self._open else None
