@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from typing import Protocol
 
@@ -74,6 +75,8 @@ class Engine:
         self._may_send.set()
         self._is_busy = self._is_paused = self._is_ending = self._is_lost = self._is_begun = False
         self._exit_status = 0
+        self.heard_s = time.monotonic()
+        """When bytes last came."""
         self.task = asyncio.get_running_loop().create_task(self._run())
 
     # --- from the channel ------------------------------------------------------------------------
@@ -81,6 +84,7 @@ class Engine:
         """Bytes arrived."""
         if self._is_ending or self._is_lost:
             return
+        self.heard_s = time.monotonic()
         try:
             for body in self._packets.feed(data):
                 self._accept(p.parse(body) if self._is_begun else self._begin(body), len(body))

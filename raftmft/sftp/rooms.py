@@ -90,8 +90,8 @@ class Rooms:
         await self._ends([server.session], KILL_LIMIT_S)
 
     async def drain(self, timeout_s: float) -> None:
-        """Ends all sessions and returns when they have ended, or when the time is over. One with an open file may
-        finish it as long as time is left to checkpoint what is still open then; the others end at once.
+        """Ends all sessions and returns when they have ended, or when the time is over. One that is busy (a file
+        open, or in the midst of a batch) goes on as long as time is left to checkpoint what is open then.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s

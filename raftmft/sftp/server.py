@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import time
 from typing import Any
 
 import asyncssh
@@ -27,6 +28,8 @@ WINDOW_BYTES = 4 << 20
 MAX_PKTSIZE = 261120
 KEEPALIVE_S = 30
 KEEPALIVES_MISSED = 3
+IDLE_S = 1.0
+"""A draining worker ends sessions without an open file that were silent this long."""
 MOST_CHANNELS = 8
 MOST_PASSWORDS = 6
 MOST_OFFERS = 24
@@ -230,8 +233,10 @@ class Server(asyncssh.SSHServer):
         self._channels -= 1
 
     def is_busy(self) -> bool:
-        """Whether the session has a file open."""
-        return self.session is not None and self.session.handle_count > 0
+        """Whether the session has a file open, or said something within IDLE_S: a batch between two of its files."""
+        since = time.monotonic() - IDLE_S
+        return self.session is not None and (
+            self.session.handle_count > 0 or any(engine.heard_s > since for engine in self._engines))
 
     def disconnect(self, reason: str) -> None:
         """Ends the connection; `connection_lost` follows."""
