@@ -39,7 +39,7 @@ from raftmft.cluster.relay import PrefaceGuard, RelayDoor, relay
 from raftmft.cluster.repairer import Repairer
 from raftmft.cluster.replicator import Replicator
 from raftmft.core.commands import Checkpoint, Publish
-from raftmft.core.errors import ConfigError
+from raftmft.core.errors import ConfigError, RaftmftError
 from raftmft.core.machine import Entry
 from raftmft.core.manifest import Manifest
 from raftmft.core.membership import Load
@@ -252,7 +252,11 @@ class Node:
 
     async def _worker_gone(self, worker: Worker) -> None:
         await self.dispatch.worker_gone(worker)
-        await trio.to_thread.run_sync(self.storage.index.adopt_all, worker.name)
+        try:
+            await trio.to_thread.run_sync(self.storage.index.adopt_all, worker.name)
+        except (RaftmftError, OSError) as error:
+            # What it left is looked at again at the next start; chunks that were acknowledged are in the index already.
+            log.error("the segments of worker %d are not sealed: %s", worker.number, error)
 
     async def _relay(self, connection: socket.socket, address: str, target: str) -> None:
         host, port = self.view.peer_addresses()[target]

@@ -32,8 +32,8 @@ def run_node(data_dir_path: str, drain_timeout_s: int | None) -> int:
     data_dir.lock()
     set_up(settings.log_level)
     data_dir.pid_file.write_text(f"{os.getpid()}\n")
-    listeners = open_listeners(settings, data_dir)
     try:
+        listeners = open_listeners(settings, data_dir)
         trio.run(_serve, data_dir, settings, listeners, drain_timeout_s)
         return 0
     except BaseExceptionGroup as group:

@@ -35,17 +35,13 @@ class ClusterView:
         self._gossip, self._my_load = gossip, my_load
 
     def members(self) -> tuple[MemberSpec, ...]:
-        """As Raft lists them; before the first entry was applied, as the seed does."""
+        """As Raft lists them, and before that, as the seed does. Kept: membership is static so far."""
         if self._cached is None:
             listed = tuple(self._state.machine.members.list())
             if not listed:
                 return self._seed.members
             self._cached = listed
         return self._cached
-
-    def members_changed(self) -> None:
-        """The list of members in the state changed."""
-        self._cached = None
 
     def member(self, member_id: str) -> MemberSpec | None:
         """One member."""
