@@ -14,7 +14,14 @@ from tests.e2e.harness import RAFTMFT, Cluster, process_is_alive, wait_for
 
 def workers_of(pid: int) -> list[int]:
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(c) for c in children if b"raftmft.sftp.worker" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    return [int(child) for child in children if b"raftmft.sftp.worker" in command_line(child)]
+
+
+def command_line(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""  # it ended between our two looks
 
 
 def test_workers_end_within_a_second_of_their_node(cluster: Cluster) -> None:
