@@ -41,6 +41,8 @@ class Rooms:
         self._reasons: dict[int, str] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self.traffic = Traffic()
+        self.handed_over = 0
+        """Connections that came through the door. The node counts each until the load is told again."""
 
     # --- coming and going ------------------------------------------------------------------------
     def has_room(self) -> bool:
@@ -119,14 +121,14 @@ class Rooms:
     async def tick(self) -> None:
         """Begins due checkpoints and reports the load, for ever."""
         loop = asyncio.get_running_loop()
-        reported, told = loop.time(), (-1, 0, 0)
+        reported, told = loop.time(), (-1, 0, 0, 0)
         while True:
             await asyncio.sleep(TICK_S)
             for server in list(self._sessions.values()):
                 if server.session is not None:
                     for upload in server.session.uploads():
                         upload.checkpoints.tick()
-            load = (len(self._servers), self.traffic.bytes_in, self.traffic.bytes_out)
+            load = (len(self._servers), self.traffic.bytes_in, self.traffic.bytes_out, self.handed_over)
             if load != told and loop.time() - reported >= LOAD_EVERY_S:
                 reported, told = loop.time(), load
                 self.link.notify("load", {"sessions": load[0], "bytes_in": load[1], "bytes_out": load[2]})

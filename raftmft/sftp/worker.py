@@ -87,6 +87,7 @@ class Worker:
         if not fds:
             return
         connection = socket.socket(fileno=fds[0])
+        self._rooms.handed_over += 1
         try:
             address = str(unpack(body)["address"])
         except (FrameError, KeyError, TypeError) as error:

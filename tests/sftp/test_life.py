@@ -197,3 +197,16 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_a_connection_that_comes_and_goes_between_reports_is_told(node: FakeNode) -> None:
+    """Or its node would count it for ever among those that may still log in."""
+    def loads() -> int:
+        return sum(op == "load" for op, _ in node.notes)
+
+    node.sftp("pwd\n")
+    for _ in range(3):
+        before = loads()
+        with socket.create_connection(("127.0.0.1", node.port), 5):
+            pass
+        wait_for("a report", lambda before=before: loads() > before)  # type: ignore[misc]
