@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import socket
-import struct
 import subprocess
 from pathlib import Path
 
@@ -200,13 +198,3 @@ def test_disabling_a_user_ends_its_sessions(shared_cluster: Cluster) -> None:
     assert shared_cluster.sftp(two, "pwd\n", user="leaver", check=False).returncode != 0
     shared_cluster.run("user", "enable", "leaver")
     shared_cluster.sftp(two, "pwd\n", user="leaver")
-
-
-def test_connections_that_never_log_in_do_not_count_for_ever(shared_cluster: Cluster) -> None:
-    for _ in range(5):
-        for name in shared_cluster.names:
-            host, port = shared_cluster.node(name)["sftp"].rsplit(":", 1)
-            with socket.create_connection((host, int(port)), 5) as connection:
-                # A reset at once, as scanners do: it has come and gone between two reports of the worker.
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    wait_for("an idle cluster", lambda: not any(m["sessions"] for m in shared_cluster.status()["members"]), 10)

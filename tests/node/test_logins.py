@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from raftmft.core.commands import Login, LoginRefused
-from raftmft.core.errors import NoQuorum
+from raftmft.core.errors import NoQuorum, OutcomeUnknown
 from raftmft.core.outcome import Code, Outcome
 from raftmft.node import logins
 from raftmft.node.link import Rejected
@@ -142,3 +142,18 @@ def test_long_and_odd_passwords_are_only_wrong() -> None:
         assert not verify(HASH, password)
     assert verify(HASH, "right") and not verify("not a hash", "right")
     assert HASH.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
+
+
+async def test_refusals_whose_commit_is_unknown_are_not_recorded_twice() -> None:
+    service, epoch = make({})
+
+    async def applied_but_unheard(command: Any) -> Outcome:
+        epoch.commands.append(command)
+        raise OutcomeUnknown("outcome unknown")
+
+    service.refused("root", "1.2.3.4:5", "unknown user")
+    answer, epoch.execute = epoch.execute, applied_but_unheard  # type: ignore[method-assign]
+    await service.finish()
+    epoch.execute = answer  # type: ignore[method-assign]
+    await service.finish()
+    assert len(epoch.commands) == 1

@@ -15,6 +15,7 @@ from pathlib import Path
 import asyncssh
 import pytest
 
+from raftmft.sftp.checkpoint import TICK_S
 from tests.sftp.fake_node import FakeNode, key_of, random_file, rss_kib, wait_for
 from tests.sftp.raw_client import PUT, RawSftp
 
@@ -111,6 +112,25 @@ def test_drain_lets_an_open_file_be_finished(own_node: FakeNode) -> None:
         assert await draining == ("ok", {})
     asyncio.run(main())
     assert own_node.content("finished") == data + data
+
+
+def test_drain_does_not_cut_a_batch_between_two_files(own_node: FakeNode) -> None:
+    async def main() -> None:
+        sftp, other = await RawSftp.open(own_node), await RawSftp.open(own_node)
+        held = await other.open_file("held", PUT)  # keeps the drain going
+        first = await sftp.open_file("first", PUT)
+        draining = asyncio.create_task(asyncio.to_thread(own_node.ask, "drain", {"timeout_s": 20}))
+        # Longer than a look of the drain, shorter than the silence that ends a session; no file is open meanwhile.
+        await sftp.close_handle(first)
+        until = asyncio.get_running_loop().time() + 2 * TICK_S
+        while asyncio.get_running_loop().time() < until:
+            assert (await sftp.stat("/first")).size == 0
+        second = await sftp.open_file("second", PUT)
+        await sftp.close_handle(second)
+        await other.close_handle(held)
+        assert await draining == ("ok", {})
+    asyncio.run(main())
+    assert own_node.content("first") == own_node.content("second") == b""
 
 
 def test_the_load_is_told(node: FakeNode, tmp_path: Path) -> None:
