@@ -107,6 +107,97 @@ class ExpireMember(Command):
     epoch: int
 
 
+@dataclass(frozen=True, slots=True)
+class MemberAdmit(Command):
+    """A host that showed a join token becomes a member, as a learner without chunks. `token` is the hash of the token's
+    secret; `key` names the host's public key, so that the same host asking twice is admitted once. `member.mode` is
+    ignored: the token decides. Value: {"member": id, "mode": str}.
+    """
+
+    token: str
+    key: str
+    member: MemberSpec
+    not_after_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemberReady(Command):
+    """The leader made `member` a voter: it counts in the placement from here on. Value: {}."""
+
+    member: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemberSet(Command):
+    """Changes the fields that are not None. mode "undrain" goes back to the mode before draining. Value: {}."""
+
+    member: str
+    host: str | None = None
+    peer_port: int | None = None
+    gossip_port: int | None = None
+    sftp_port: int | None = None
+    mode: str | None = None
+    weight: int | None = None
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MemberRemove(Command):
+    """Takes `member` and its certificates off the list; its sessions end; a rotation of keys is owed. Value: {}."""
+
+    member: str
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRotate(Command):
+    """The cluster key `key` takes the place of `base`; the sealed secrets come with it. CONFLICT if `base` is not the
+    present one. Value: {}.
+    """
+
+    base: str
+    key: str
+    sealed_host_key: bytes
+    sealed_ca_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCreate(Command):
+    """A join token, good once and for `ttl_ms` of the state's time. `token` is the hash of its secret. Value:
+    {"expires_ms": int}.
+    """
+
+    token: str
+    mode: str
+    ttl_ms: int
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CertAdd(Command):
+    """Lists another certificate of a member, beside those it has. Twice changes nothing. Value: {}."""
+
+    member: str
+    fingerprint: str
+    not_after_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class CertRetire(Command):
+    """A member does not use this certificate of its own any more. Value: {}."""
+
+    member: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class CertRevoke(Command):
+    """A certificate is listed no more; a rotation of keys is owed. Value: {"member": id}."""
+
+    fingerprint: str
+    actor: str = ""
+
+
 # --- tenants -----------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class UserAdd(Command):
@@ -309,6 +400,11 @@ COMMANDS: dict[int, type[Command]] = {
     2: Bootstrap,
     3: MemberBoot,
     4: ExpireMember,
+    5: MemberAdmit,
+    6: MemberReady,
+    7: MemberSet,
+    8: MemberRemove,
+    9: KeyRotate,
     10: UserAdd,
     11: UserSet,
     12: UserRemove,
@@ -328,5 +424,9 @@ COMMANDS: dict[int, type[Command]] = {
     42: Remove,
     43: Rename,
     44: SetStat,
+    50: TokenCreate,
+    52: CertAdd,
+    53: CertRetire,
+    54: CertRevoke,
 }
 """Numbers on the wire and on disk: never reused, never changed."""

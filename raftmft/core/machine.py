@@ -16,7 +16,9 @@ from typing import Any
 
 from raftmft.core import commands as c
 from raftmft.core import schema
+from raftmft.core.admission import Admission
 from raftmft.core.audit import AuditLog, AuditWriter
+from raftmft.core.certificates import Certificates
 from raftmft.core.dedup import Dedup
 from raftmft.core.errors import RaftmftError
 from raftmft.core.members import Members
@@ -37,6 +39,7 @@ log = logging.getLogger(__name__)
 
 MAX_TIME_MS = 1 << 53
 """A stamp beyond this (the year 287,000) is cut: it would not fit the database."""
+_ENDS_EPOCH = (c.MemberBoot, c.ExpireMember, c.MemberRemove)
 SWEEP_EVERY_MS = 60_000
 """How often, in state time, partials and unreported reads are looked through for what is due."""
 
@@ -70,7 +73,9 @@ class Machine:
         self.uploads = Uploads(state, self.settings, self.namespace, self.partials, audit)
         self.opens = Opens(state, self.namespace, audit)
         self.sessions = Sessions(state, self.uploads, self.opens, audit)
-        self.members = Members(state, self.settings, self.sessions, audit)
+        self.certificates = Certificates(state, self.settings, audit)
+        self.members = Members(state, self.settings, self.sessions, self.certificates, audit)
+        self.admission = Admission(state, self.members, self.certificates, audit)
         self.users = Users(state, self.namespace, self.sessions, audit)
         publisher = Publisher(state, self.namespace, self.partials, self.uploads, audit)
         tree = Tree(state, self.namespace, self.partials, self.uploads, audit)
@@ -79,6 +84,15 @@ class Machine:
             c.Bootstrap: self.members.bootstrap,
             c.MemberBoot: self.members.boot,
             c.ExpireMember: self.members.expire,
+            c.MemberAdmit: self.admission.admit,
+            c.MemberReady: self.members.ready,
+            c.MemberSet: self.members.set,
+            c.MemberRemove: self.members.remove,
+            c.KeyRotate: self.certificates.rotate,
+            c.TokenCreate: self.admission.create_token,
+            c.CertAdd: self.certificates.add_command,
+            c.CertRetire: self.certificates.retire,
+            c.CertRevoke: self.certificates.revoke,
             c.UserAdd: self.users.add,
             c.UserSet: self.users.set,
             c.UserRemove: self.users.remove,
@@ -183,7 +197,7 @@ class Machine:
             return outcome, self._encode(outcome)
         db = self._db
         mark = self._state.mark()
-        epoch = self.members.epoch(command.member) if isinstance(command, (c.MemberBoot, c.ExpireMember)) else 0
+        epoch = self.members.epoch(command.member) if isinstance(command, _ENDS_EPOCH) else 0
         db.execute("SAVEPOINT entry")
         try:
             outcome = Outcome(index, self._handlers[kind](command))
@@ -203,7 +217,7 @@ class Machine:
             encoded = self._encode(outcome)
         else:
             db.execute("RELEASE entry")
-            if isinstance(command, (c.MemberBoot, c.ExpireMember)) and epoch != self.members.epoch(command.member):
+            if isinstance(command, _ENDS_EPOCH) and epoch != self.members.epoch(command.member):
                 self._dedup.forget(command.member)
         return outcome, encoded
 
@@ -213,7 +227,7 @@ class Machine:
         mark = state.mark()
         self._db.execute("SAVEPOINT entry")
         try:
-            more = [self.partials.expire(), self.opens.sweep()]
+            more = [self.partials.expire(), self.opens.sweep(), self.admission.sweep()]
         except Exception as error:
             if _is_of_this_host(error):
                 raise

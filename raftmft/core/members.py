@@ -1,31 +1,58 @@
-"""The member list and each member's boot epoch. Static since the bootstrap; a change raises the placement epoch."""
+"""The member list and each member's boot epoch.
+
+A member is admitted as a learner (admission.py) and is *joined* once the leader made it a voter: from then on it
+counts in the placement. Whatever changes who stores, or how much, moves the placement epoch.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raftmft.core.audit import AuditWriter
-from raftmft.core.commands import Bootstrap, ExpireMember, MemberBoot, MemberSpec
-from raftmft.core.names import clipped
+from raftmft.core.certificates import Certificates
+from raftmft.core.commands import (
+    Bootstrap,
+    ExpireMember,
+    MemberBoot,
+    MemberReady,
+    MemberRemove,
+    MemberSet,
+    MemberSpec,
+)
+from raftmft.core.names import clipped, user_name_problem
 from raftmft.core.outcome import Code
 from raftmft.core.sessions import Sessions
 from raftmft.core.settings import Settings
 from raftmft.core.state import Refuse, State
 
-MODES = ("active", "standby", "witness", "draining")
+MODES = ("active", "standby", "witness", "draining", "leaving")
+STORELESS = ("witness", "leaving")
+"""Modes of members that own no chunks."""
+UNDRAIN = "undrain"
+MAX_WEIGHT = 10_000
+MAX_HOST_CHARS = 253
 MAX_MEMBERS = 64
 MAX_MEMBER_ID_BYTES = 64
 MAX_NONCE_BYTES = 64
 _COLUMNS = "id, name, host, peer_port, gossip_port, sftp_port, fingerprint, mode, weight"
+_ROW = f"SELECT {_COLUMNS}, epoch, version, joined FROM members"
 
 
 @dataclass(frozen=True, slots=True)
 class MemberRow(MemberSpec):
-    """A member as Raft lists it, with its present epoch (0: never booted) and the version it last ran."""
+    """A member as Raft lists it, with its present epoch (0: never booted) and the version it last ran. `joined` is 0
+    while it is a learner.
+    """
 
     epoch: int = 0
     version: str = ""
+    joined: int = 1
+
+    @property
+    def stores(self) -> bool:
+        """Whether it may own chunks."""
+        return bool(self.joined) and self.mode not in STORELESS
 
 
 MemberRows = list[MemberRow]
@@ -34,18 +61,19 @@ MemberRows = list[MemberRow]
 class Members:
     """Who belongs to the cluster."""
 
-    def __init__(self, state: State, settings: Settings, sessions: Sessions, audit: AuditWriter) -> None:
+    def __init__(self, state: State, settings: Settings, sessions: Sessions, certificates: Certificates,
+                 audit: AuditWriter) -> None:
         self._state, self._settings, self._sessions, self._audit = state, settings, sessions, audit
+        self._certificates = certificates
 
     def list(self) -> MemberRows:
         """All members by id."""
-        rows = self._state.db.execute(f"SELECT {_COLUMNS}, epoch, version FROM members ORDER BY id")
+        rows = self._state.db.execute(f"{_ROW} ORDER BY id")
         return [MemberRow(*row) for row in rows]
 
     def get(self, member: str) -> MemberRow | None:
         """One member by id."""
-        row = self._state.db.execute(
-            f"SELECT {_COLUMNS}, epoch, version FROM members WHERE id = ?", (member,)).fetchone()
+        row = self._state.db.execute(f"{_ROW} WHERE id = ?", (member,)).fetchone()
         return None if row is None else MemberRow(*row)
 
     def epoch(self, member: str) -> int:
@@ -60,11 +88,8 @@ class Members:
             raise Refuse(Code.EXISTS, f"the cluster {self._settings.cluster} exists already")
         self._check_specs(command.members)
         self._settings.write_bootstrap(command)
-        self._state.db.executemany(
-            f"INSERT INTO members ({_COLUMNS}, version, epoch, nonce, nonce_epoch, acked_below) "
-            "VALUES (?,?,?,?,?,?,?,?,?, '', 0, x'', 0, 0)",
-            [(m.id, m.name, m.host, m.peer_port, m.gossip_port, m.sftp_port, m.fingerprint, m.mode, m.weight)
-             for m in command.members])
+        for spec in command.members:
+            self._insert(spec, 0, joined=1)
         self._audit.admin(f"cluster create {clipped(command.cluster)}")
         return {}
 
@@ -97,18 +122,118 @@ class Members:
         self._audit.admin(f"member expire epoch {command.epoch}", member=command.member)
         return {}
 
+    def ready(self, command: MemberReady) -> dict[str, Any]:
+        """A learner became a voter and owns chunks from now on."""
+        member = self._known(command.member)
+        if not member.joined:
+            self._state.db.execute("UPDATE members SET joined = 1 WHERE id = ?", (member.id,))
+            self._settings.move_placement()
+            self._audit.admin(f"member ready {member.name}", member=member.id)
+        return {}
+
+    def set(self, command: MemberSet) -> dict[str, Any]:
+        """Changes what is not None."""
+        member = self._known(command.member)
+        columns: dict[str, Any] = {}
+        for column in ("host", "peer_port", "gossip_port", "sftp_port", "weight"):
+            if (value := getattr(command, column)) is not None and value != getattr(member, column):
+                columns[column] = value
+        if command.mode is not None:
+            columns |= self._mode_columns(member, command.mode)
+        if not columns:
+            return {}
+        changed = replace(member, **{key: value for key, value in columns.items() if key != "home_mode"})
+        _check_spec(changed)
+        if member.stores and not changed.stores:
+            self._check_others_store(member)
+        self._state.db.execute(f"UPDATE members SET {', '.join(f'{column} = ?' for column in columns)} WHERE id = ?",
+                               (*columns.values(), member.id))
+        if (member.stores, member.weight) != (changed.stores, changed.weight):
+            self._settings.move_placement()
+        words = ", ".join(f"{column}={clipped(str(value))}" for column, value in columns.items()
+                          if column != "home_mode")
+        self._audit.admin(f"member set {member.name}: {words}", actor=command.actor, member=member.id)
+        return {}
+
+    def remove(self, command: MemberRemove) -> dict[str, Any]:
+        """Takes a member off the list: what it shows and signs is refused from here on."""
+        member = self._known(command.member)
+        if member.stores:
+            self._check_others_store(member)
+        self._sessions.expire(member.id, member.epoch + 1, "member removed")
+        self._certificates.drop_all_of(member.id)
+        self._state.db.execute("DELETE FROM members WHERE id = ?", (member.id,))
+        if member.stores:
+            self._settings.move_placement()
+        self._audit.admin(f"member remove {member.name}", actor=command.actor, member=member.id)
+        return {}
+
+    # --- for other handlers --------------------------------------------------------------------------------------
+    def add(self, spec: MemberSpec, not_after_ms: int) -> None:
+        """Lists a new member as a learner. Refuses a name that is taken, and too many members."""
+        _check_spec(spec)
+        members = self.list()
+        if len(members) >= MAX_MEMBERS:
+            raise Refuse(Code.LIMIT, f"a cluster has at most {MAX_MEMBERS} members")
+        if any(member.name == spec.name for member in members):
+            raise Refuse(Code.EXISTS, f"a member named {clipped(spec.name, 64)} exists already; give another --name, or "
+                                      f"remove the old one with raftmft member remove")
+        self._insert(spec, not_after_ms, joined=0)
+
+    def refresh(self, member: str, spec: MemberSpec) -> None:
+        """A host that was admitted and never ran says anew where it will be found."""
+        _check_spec(spec)
+        self._state.db.execute(
+            "UPDATE members SET host = ?, peer_port = ?, gossip_port = ?, sftp_port = ?, fingerprint = ? WHERE id = ?",
+            (spec.host, spec.peer_port, spec.gossip_port, spec.sftp_port, spec.fingerprint, member))
+
+    # --- leaves --------------------------------------------------------------------------------------------------
+    def _known(self, member: str) -> MemberRow:
+        row = self.get(member)
+        if row is None:
+            raise Refuse(Code.NOT_FOUND, f"{clipped(member, 64)} is no member of this cluster")
+        return row
+
+    def _insert(self, spec: MemberSpec, not_after_ms: int, *, joined: int) -> None:
+        self._state.db.execute(
+            f"INSERT INTO members ({_COLUMNS}, version, epoch, nonce, nonce_epoch, acked_below, joined, home_mode) "
+            "VALUES (?,?,?,?,?,?,?,?,?, '', 0, x'', 0, 0, ?, ?)",
+            (spec.id, spec.name, spec.host, spec.peer_port, spec.gossip_port, spec.sftp_port, spec.fingerprint,
+             spec.mode, spec.weight, joined, spec.mode))
+        self._certificates.add(spec.id, spec.name, spec.fingerprint, not_after_ms)
+
+    def _mode_columns(self, member: MemberRow, mode: str) -> dict[str, str]:
+        if mode == UNDRAIN:
+            (home_mode,) = self._state.db.execute(
+                "SELECT home_mode FROM members WHERE id = ?", (member.id,)).fetchone()
+            return {"mode": home_mode} if member.mode in ("draining", "leaving") else {}
+        if mode in ("draining", "leaving"):
+            return {"mode": mode} if member.mode != mode else {}
+        return {"mode": mode, "home_mode": mode} if member.mode != mode else {}
+
+    def _check_others_store(self, member: MemberRow) -> None:
+        if not any(row.stores for row in self.list() if row.id != member.id):
+            raise Refuse(Code.INVALID, f"{member.name} is the only member that stores files; let another join first")
+
     @staticmethod
     def _check_specs(members: tuple[MemberSpec, ...]) -> None:
         if not 1 <= len(members) <= MAX_MEMBERS:
             raise Refuse(Code.INVALID, f"a cluster has 1 to {MAX_MEMBERS} members, not {len(members)}")
         for spec in members:
-            if not 1 <= len(spec.id.encode("utf-8", "replace")) <= MAX_MEMBER_ID_BYTES or not spec.name:
-                raise Refuse(Code.INVALID, f"a member needs a name, and an id of at most {MAX_MEMBER_ID_BYTES} bytes")
-            if spec.mode not in MODES or spec.weight < 0:
-                raise Refuse(Code.INVALID, f"a member's mode is one of {', '.join(MODES)} and its weight not negative")
-            if not all(0 <= port <= 65535 for port in (spec.peer_port, spec.gossip_port, spec.sftp_port)):
-                raise Refuse(Code.INVALID, "a port is 0..65535")
+            _check_spec(spec)
         for what in ("id", "name", "fingerprint"):
             values = [getattr(spec, what) for spec in members]
             if len(set(values)) != len(values):
                 raise Refuse(Code.INVALID, f"two members have the same {what}")
+
+
+def _check_spec(spec: MemberSpec) -> None:
+    if not 1 <= len(spec.id.encode("utf-8", "replace")) <= MAX_MEMBER_ID_BYTES or user_name_problem(spec.name):
+        raise Refuse(Code.INVALID, f"a member needs an id of at most {MAX_MEMBER_ID_BYTES} bytes and a name of 1 to "
+                                   "64 printable characters without slash or colon")
+    if not 1 <= len(spec.host) <= MAX_HOST_CHARS or clipped(spec.host) != spec.host or " " in spec.host:
+        raise Refuse(Code.INVALID, "a member's host is an IP address or a host name")
+    if spec.mode not in MODES or not 0 <= spec.weight <= MAX_WEIGHT:
+        raise Refuse(Code.INVALID, f"a member's mode is one of {', '.join(MODES)} and its weight 0 to {MAX_WEIGHT}")
+    if not all(0 <= port <= 65535 for port in (spec.peer_port, spec.gossip_port, spec.sftp_port)):
+        raise Refuse(Code.INVALID, "a port is 0..65535")

@@ -18,7 +18,7 @@ import sqlite3
 from raftmft.core.errors import CorruptFile
 
 APPLICATION_ID = 0x724D4654  # "rMFT" in the SQLite header
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _DDL = (
     """CREATE TABLE clock (
@@ -31,7 +31,15 @@ _DDL = (
         id TEXT PRIMARY KEY, name TEXT NOT NULL, host TEXT NOT NULL, peer_port INTEGER NOT NULL,
         gossip_port INTEGER NOT NULL, sftp_port INTEGER NOT NULL, fingerprint TEXT NOT NULL, mode TEXT NOT NULL,
         weight INTEGER NOT NULL, version TEXT NOT NULL, epoch INTEGER NOT NULL, nonce BLOB NOT NULL,
-        nonce_epoch INTEGER NOT NULL, acked_below INTEGER NOT NULL) WITHOUT ROWID""",
+        nonce_epoch INTEGER NOT NULL, acked_below INTEGER NOT NULL, joined INTEGER NOT NULL, home_mode TEXT NOT NULL)
+        WITHOUT ROWID""",
+    """CREATE TABLE certificates (
+        fingerprint TEXT PRIMARY KEY, member TEXT NOT NULL, name TEXT NOT NULL, not_after_ms INTEGER NOT NULL,
+        added_ms INTEGER NOT NULL, state TEXT NOT NULL) WITHOUT ROWID""",
+    # A used token keeps the member that it admitted, and the key of that host, until it expires.
+    """CREATE TABLE tokens (
+        token TEXT PRIMARY KEY, mode TEXT NOT NULL, expires_ms INTEGER NOT NULL, member TEXT NOT NULL,
+        key TEXT NOT NULL) WITHOUT ROWID""",
     """CREATE TABLE outcomes (
         member TEXT NOT NULL, seq INTEGER NOT NULL, outcome BLOB NOT NULL, PRIMARY KEY (member, seq)) WITHOUT ROWID""",
     """CREATE TABLE users (
@@ -90,7 +98,8 @@ _DDL = (
 # Table -> order of its rows in the digest. The audit table is represented by the head of its hash chain and its
 # count, which stand in `clock`: else a digest would cost as much as the cluster is old.
 _DIGEST_ORDER = {
-    "clock": "one", "settings": "key", "members": "id", "outcomes": "member, seq", "users": "uid",
+    "clock": "one", "settings": "key", "members": "id",
+    "certificates": "fingerprint", "tokens": "token", "outcomes": "member, seq", "users": "uid",
     "user_keys": "uid, fingerprint", "sessions": "id", "opens": "id", "inodes": "id", "dentries": "parent, name",
     "uploads": "id", "partials": "uid, parent, name",
 }

@@ -66,6 +66,25 @@ class Settings:
             self._placement = self.get("placement", 0)
         return self._placement
 
+    @property
+    def key(self) -> str:
+        """The name of the cluster key that the secrets are sealed with; "" for the first one."""
+        return self.get("key", "")
+
+    @property
+    def owes_rotation(self) -> bool:
+        """Whether a member was removed, or a certificate revoked, that knew the present cluster key."""
+        return bool(self.get("owes_rotation", 0))
+
+    def put(self, key: str, value: str | int | bytes) -> None:
+        """Sets one value."""
+        self._state.db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (key, value))
+
+    def move_placement(self) -> None:
+        """The set of members that store, or their weights, changed with this entry."""
+        self._placement = self._state.index
+        self.put("placement", self._placement)
+
     def forget(self) -> None:
         """Drops what is held in memory, after a rollback."""
         self._placement = None
