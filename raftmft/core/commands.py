@@ -395,6 +395,16 @@ class SetStat(Command):
     file: int = 0
 
 
+# --- configuration -----------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class ConfigSet(Command):
+    """Sets a cluster-wide option (options.py); "" gives it its default back. Value: {"value": str}, as it is now."""
+
+    key: str
+    value: str
+    actor: str = ""
+
+
 COMMANDS: dict[int, type[Command]] = {
     1: NoOp,
     2: Bootstrap,
@@ -428,5 +438,6 @@ COMMANDS: dict[int, type[Command]] = {
     52: CertAdd,
     53: CertRetire,
     54: CertRevoke,
+    60: ConfigSet,
 }
 """Numbers on the wire and on disk: never reused, never changed."""

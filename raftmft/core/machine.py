@@ -24,6 +24,7 @@ from raftmft.core.errors import RaftmftError
 from raftmft.core.members import Members
 from raftmft.core.namespace import Namespace
 from raftmft.core.opens import Opens
+from raftmft.core.options import Options
 from raftmft.core.outcome import Code, Outcome, Rejection
 from raftmft.core.partials import Partials
 from raftmft.core.publish import Publisher
@@ -68,6 +69,7 @@ class Machine:
         audit = AuditWriter(state)
         self.audit = AuditLog(self._db)
         self.settings = Settings(state)
+        self.options = Options(state, self.settings, audit)
         self.namespace = Namespace(state)
         self.partials = Partials(state, self.namespace, audit)
         self.uploads = Uploads(state, self.settings, self.namespace, self.partials, audit)
@@ -112,6 +114,7 @@ class Machine:
             c.Remove: tree.remove,
             c.Rename: tree.rename,
             c.SetStat: tree.setstat,
+            c.ConfigSet: self.options.set,
         }
 
     # --- read side -----------------------------------------------------------------------------------------------
@@ -244,6 +247,7 @@ class Machine:
         self._db.execute("RELEASE entry")
         self._state.rewind(mark)
         self.settings.forget()
+        self.options.forget()
 
     def _skipped(self, entry: Entry) -> Outcome:
         stored = self._dedup.peek(entry.envelope.id) if entry.envelope.id is not None else None

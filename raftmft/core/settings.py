@@ -56,12 +56,17 @@ class Settings:
 
     @property
     def replicas(self) -> int:
-        """How many members should hold each chunk (R)."""
+        """How many members should hold each chunk (R), as it is now: options.py has the say."""
         return self.get("replicas", 3)
 
     @property
+    def first_replicas(self) -> int:
+        """How many the cluster was made with: what R is unless it was configured."""
+        return self.get("first_replicas", 3)
+
+    @property
     def placement(self) -> int:
-        """The placement epoch: the Raft index of the last change of the member list; 0 before the bootstrap."""
+        """The placement epoch: the Raft index of the last change of the member list or of R; 0 before the bootstrap."""
         if self._placement is None:
             self._placement = self.get("placement", 0)
         return self._placement
@@ -89,6 +94,12 @@ class Settings:
         """Drops what is held in memory, after a rollback."""
         self._placement = None
 
+    def replicas_changed(self, replicas: int) -> None:
+        """R is another from this entry on, and with it the owners of chunks: a new placement epoch."""
+        self._state.db.executemany("UPDATE settings SET value = ? WHERE key = ?",
+                                   ((replicas, "replicas"), (self._state.index, "placement")))
+        self._placement = self._state.index
+
     def write_bootstrap(self, command: Bootstrap) -> None:
         """Stores what `command` fixes; the member list is members.py's. Refuses what is no sane cluster."""
         if not command.cluster or not command.cluster_id:
@@ -98,6 +109,6 @@ class Settings:
         values = {"cluster": command.cluster, "cluster_id": command.cluster_id,
                   "host_public_key": command.host_public_key, "sealed_host_key": command.sealed_host_key,
                   "sealed_ca_key": command.sealed_ca_key, "replicas": command.replicas,
-                  "placement": self._state.index}
+                  "first_replicas": command.replicas, "placement": self._state.index}
         self._state.db.executemany("INSERT INTO settings VALUES (?, ?)", values.items())
         self._placement = self._state.index

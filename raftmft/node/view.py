@@ -65,7 +65,11 @@ class ClusterView:
 
     def replicas(self) -> int:
         """How many copies a chunk should have."""
-        return max(1, min(self._seed.replicas, len(self.storing())))
+        return max(1, min(self._wanted_replicas(), len(self.storing())))
+
+    def _wanted_replicas(self) -> int:
+        machine = self._state.machine
+        return int(machine.options.get("replicas")) if machine.is_bootstrapped else self._seed.replicas
 
     def ranking(self, chunk_id: bytes) -> tuple[str, ...]:
         """All storing members in the order of a chunk's rendezvous."""
@@ -123,4 +127,4 @@ class ClusterView:
             cluster=self._seed.cluster, members=self.members(), states=self.states(), loads=self.loads(),
             recorded_sessions={m.id: machine.sessions.count(m.id) for m in self.members()}, leader=status.leader,
             term=status.term, commit_index=status.commit_index, has_quorum=status.has_quorum,
-            replicas=self._seed.replicas, chunk_count=files + size // CHUNK_SIZE)
+            replicas=self._wanted_replicas(), chunk_count=files + size // CHUNK_SIZE)

@@ -19,7 +19,9 @@ USERS = ("ann", "bob")
 NAMES = (b"a", b"b", b"\xff", b"d")
 OPERATIONS = ("user", "set", "key", "remove user", "boot", "expire", "login", "logout", "refused", "open", "read end",
               "begin", "checkpoint", "publish", "end", "mkdir", "rmdir", "remove", "rename", "setstat", "noop", "time",
-              "retry")
+              "retry", "config")
+CONFIG = (("replicas", "2"), ("replicas", ""), ("login.limit_s", "7"), ("proxy.trusted", "10.0.0.0/8"),
+          ("replicas", "99"))
 DISRUPTIVE = ("remove user", "boot", "expire", "logout", "set")
 # Uploads and names are most of the machine: they are drawn more often.
 WEIGHTED = OPERATIONS + (
@@ -158,6 +160,8 @@ class Author:
                 return c.Rename(session, one, two, flag)
             case "setstat":
                 return c.SetStat(session, one, c.Attrs(mode=b), file=0 if flag else b)
+            case "config":
+                return c.ConfigSet(*CONFIG[b % len(CONFIG)])
             case _:
                 return c.NoOp(b"x" * (b % 5))
 

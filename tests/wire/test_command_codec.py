@@ -54,7 +54,8 @@ FULL: dict[type[c.Command], c.Command] = {type(x): x for x in (
     c.Mkdir(1, (b"a", b"b"), 7), c.Rmdir(1, ()), c.Remove(1, ()), c.Rename(1, (), (b"x",), True),
     c.SetStat(1, (), ATTRS, 9), c.MemberAdmit("t", "k", SPEC, 5), c.MemberReady("m"),
     c.MemberSet("m", "h", 1, None, 3, "active", 4, "a"), c.MemberRemove("m", "a"), c.KeyRotate("b", "k", b"h", b"c"),
-    c.TokenCreate("t", "active", 5, "a"), c.CertAdd("m", "f", 5), c.CertRetire("m", "f"), c.CertRevoke("f", "a"))}
+    c.TokenCreate("t", "active", 5, "a"), c.CertAdd("m", "f", 5), c.CertRetire("m", "f"), c.CertRevoke("f", "a"),
+    c.ConfigSet("k", "v", "a"))}
 
 
 @settings(max_examples=300, deadline=None)
