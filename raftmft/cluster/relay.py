@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from raftmft.cluster.sparse import SparseLog
 from raftmft.wire import preface as wire
 from raftmft.wire.frames import FrameError
 from raftmft.wire.preface import NONCE_SIZE, Preface
@@ -33,7 +34,11 @@ NONCES_MAX = 65_536
 PIPE_BYTES = 256 << 10
 COPY_BYTES = 64 << 10
 HALF_CLOSED_S = 60.0
-"""How long one direction may go on after the other has ended."""
+"""How long the server's direction may go on after the client's has ended."""
+SERVER_CLOSED_S = 2.0
+"""How long the client's direction may go on after the server's has ended: an SSH server closes both at once."""
+FIRST_WORD_S = 30.0
+"""Within this the target must have said something (its SSH banner), or it is taken for hung."""
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +50,10 @@ class PrefaceGuard:
                  clock_ms: Callable[[], int] = lambda: int(time.time() * 1000)) -> None:
         self._key, self._member, self._clock_ms = wire.preface_key(cluster_key), member, clock_ms
         self._seen: dict[bytes, int] = {}
+
+    def rekey(self, cluster_key: bytes) -> None:
+        """From now on prefaces are made with the new cluster key, and those of any other key are refused."""
+        self._key = wire.preface_key(cluster_key)
 
     def make(self, target: str, address: str, port: int) -> bytes:
         """The signed preface for a client at address:port that this member relays to `target`."""
@@ -77,6 +86,7 @@ class RelayDoor:
 
     def __init__(self, guard: PrefaceGuard, on_client: Callable[[socket.socket, Preface], Awaitable[None]]) -> None:
         self._guard, self._on_client = guard, on_client
+        self._refusals = SparseLog(log)
         self.counts: Counter[str] = Counter()
 
     async def take(self, sock: socket.socket) -> None:
@@ -90,7 +100,7 @@ class RelayDoor:
             sock.close()
             if isinstance(error, FrameError | OSError):
                 self.counts["refused"] += 1
-                log.warning("a relayed connection was refused: %s", error)
+                self._refusals.say("a relayed connection was refused: %s", error)
                 return
             raise
         self.counts["taken"] += 1
@@ -99,7 +109,8 @@ class RelayDoor:
 
 async def relay(client: socket.socket, host: str, port: int, preface: bytes) -> None:
     """Relays `client` (owned by this call) to the member at host:port, until both directions have ended, either broke,
-    or one has lasted HALF_CLOSED_S longer than the other. Both sockets are closed then, also on cancellation.
+    one has lasted too long without the other, or the target said nothing within FIRST_WORD_S. Both sockets are closed
+    then, also on cancellation.
 
     OSError if the member could not be reached: then `client` is open, unread, and the caller's again.
     """
@@ -135,20 +146,26 @@ async def _both_ways(client: socket.socket, target: socket.socket) -> None:
     async with trio.open_nursery() as nursery:
         ended = 0
 
-        async def one_way(source: socket.socket, sink: socket.socket) -> None:
+        async def one_way(source: socket.socket, sink: socket.socket, other_may_last_s: float) -> None:
             nonlocal ended
             try:
+                if source is target:
+                    with trio.fail_after(FIRST_WORD_S):
+                        await trio.lowlevel.wait_readable(target)
                 await _move(source, sink)
                 sink.shutdown(socket.SHUT_WR)
+            except trio.TooSlowError:
+                log.warning("the member of a relayed connection said nothing for %.0f s; it is closed", FIRST_WORD_S)
+                nursery.cancel_scope.cancel()
             except OSError:
                 # Reset, or gone: no byte can be passed on truthfully in either direction.
                 nursery.cancel_scope.cancel()
             ended += 1
             if ended == 1:
-                nursery.cancel_scope.deadline = trio.current_time() + HALF_CLOSED_S
+                nursery.cancel_scope.deadline = trio.current_time() + other_may_last_s
 
-        nursery.start_soon(one_way, client, target)
-        nursery.start_soon(one_way, target, client)
+        nursery.start_soon(one_way, client, target, HALF_CLOSED_S)
+        nursery.start_soon(one_way, target, client, SERVER_CLOSED_S)
 
 
 async def _move(source: socket.socket, sink: socket.socket) -> None:

@@ -62,6 +62,21 @@ def test_forged_prefaces_are_refused():
         n2.check(data)
 
 
+def test_after_a_rekey_only_the_new_key_counts():
+    n1, n2, _ = guards()
+    old = n1.make("n2", "192.0.2.7", 50022)
+    n2.rekey(b"new" * 11)
+    with pytest.raises(FrameError, match="forged"):
+        n2.check(old)
+    with pytest.raises(FrameError, match="forged"):
+        n2.check(n1.make("n2", "192.0.2.7", 50022))
+    n1.rekey(b"new" * 11)
+    new = n1.make("n2", "192.0.2.7", 50022)
+    n2.check(new)
+    with pytest.raises(FrameError, match="replayed"):
+        n2.check(new)
+
+
 def test_the_memory_of_nonces_is_bounded_and_never_lets_a_replay_in(monkeypatch):
     monkeypatch.setattr(relay_module, "NONCES_MAX", 5)
     n1, n2, clock = guards()
@@ -224,6 +239,48 @@ async def test_a_half_closed_relay_does_not_live_for_ever(nursery, monkeypatch):
         inner.start_soon(relay, far, *address, target.source.make("n2", "198.51.100.9", 4711))
         await near.send_eof()
     assert far.fileno() < 0
+
+
+async def test_a_client_does_not_hold_a_relay_whose_server_has_closed(nursery, monkeypatch):
+    monkeypatch.setattr(relay_module, "SERVER_CLOSED_S", 0.1)
+
+    async def close(stream):
+        await stream.aclose()
+
+    target = Target(close)
+    address = await nursery.start(target.run)
+    near, far = client_pair()
+    with trio.fail_after(5):
+        await relay(far, *address, target.source.make("n2", "198.51.100.9", 4711))
+    assert far.fileno() < 0
+    await near.aclose()
+
+
+async def test_a_target_that_never_speaks_is_given_up(nursery, monkeypatch):
+    monkeypatch.setattr(relay_module, "FIRST_WORD_S", 0.1)
+
+    async def hold(stream):
+        await trio.sleep_forever()
+
+    target = Target(hold)
+    address = await nursery.start(target.run)
+    near, far = client_pair()
+    await near.send_all(b"SSH-2.0-client\r\n")
+    with trio.fail_after(5):
+        await relay(far, *address, target.source.make("n2", "198.51.100.9", 4711))
+    assert far.fileno() < 0
+    await near.aclose()
+
+
+async def test_refused_prefaces_cost_one_log_line_in_ten_seconds(nursery, caplog):
+    target = Target(echo)
+    address = await nursery.start(target.run)
+    for _ in range(20):
+        stream = await trio.open_tcp_stream(*address)
+        await stream.send_all(MAGIC + bytes(100))
+        await stream.aclose()
+    await until(lambda: target.door.counts["refused"] == 20)
+    assert len([r for r in caplog.records if "refused" in r.message]) == 1
 
 
 async def test_cancelling_closes_both_and_leaks_no_descriptor(nursery):
