@@ -10,192 +10,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from raftmft.core.cluster_commands import (
+    Bootstrap,
+    CertAdd,
+    CertRetire,
+    CertRevoke,
+    ConfigSet,
+    ExpireMember,
+    KeyRotate,
+    MemberAdmit,
+    MemberBoot,
+    MemberReady,
+    MemberRemove,
+    MemberSet,
+    NoOp,
+    TokenCreate,
+)
+from raftmft.core.command_base import Attrs as Attrs
+from raftmft.core.command_base import Command as Command
+from raftmft.core.command_base import CommandId as CommandId
+from raftmft.core.command_base import Envelope as Envelope
+from raftmft.core.command_base import MemberSpec as MemberSpec
+from raftmft.core.command_base import Path as Path
 from raftmft.core.manifest import Manifest
-
-Path = tuple[bytes, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class CommandId:
-    """(member, boot epoch, sequence): a command proposed twice under one id is applied once (contract, 4)."""
-
-    member: str
-    epoch: int
-    seq: int
-
-
-class Command:
-    """Base of all commands."""
-
-    __slots__ = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Envelope:
-    """A command with its id and the member's acknowledged-below mark: outcomes of lower sequences may be forgotten."""
-
-    command: Command
-    id: CommandId | None = None
-    acked_below: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class MemberSpec:
-    """A member as Raft lists it. `fingerprint` is the SHA-256 of its certificate's DER, in hex; the gossip port UDP."""
-
-    id: str
-    name: str
-    host: str
-    peer_port: int
-    gossip_port: int
-    sftp_port: int
-    fingerprint: str
-    mode: str = "active"
-    weight: int = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Attrs:
-    """SFTP attributes to set; None leaves a field alone. atime and mtime are seconds and come in pairs."""
-
-    size: int | None = None
-    mode: int | None = None
-    uid: int | None = None
-    gid: int | None = None
-    atime: int | None = None
-    mtime: int | None = None
-
-
-# --- cluster -----------------------------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True)
-class NoOp(Command):
-    """Changes nothing; may be proposed without an id. Serves as the read barrier and for benchmarks. Value: {}."""
-
-    payload: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class Bootstrap(Command):
-    """Makes the cluster; Rejected(EXISTS) if there is one. Secrets are sealed with the cluster key. Value: {}."""
-
-    cluster: str
-    cluster_id: str
-    members: tuple[MemberSpec, ...]
-    host_public_key: str
-    sealed_host_key: bytes
-    sealed_ca_key: bytes = b""
-    replicas: int = 3
-
-
-@dataclass(frozen=True, slots=True)
-class MemberBoot(Command):
-    """A member's process began. Ends its sessions of earlier epochs. The same `nonce` twice gives the same epoch.
-
-    Proposed without an id. Value: {"epoch": int}.
-    """
-
-    member: str
-    nonce: bytes
-    version: str
-
-
-@dataclass(frozen=True, slots=True)
-class ExpireMember(Command):
-    """The leader found `member` dead: its sessions of `epoch` end ("finish unknown"), its epoch is raised."""
-
-    member: str
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class MemberAdmit(Command):
-    """A host that showed a join token becomes a member, as a learner without chunks. `token` is the hash of the token's
-    secret; `key` names the host's public key, so that the same host asking twice is admitted once. `member.mode` is
-    ignored: the token decides. Value: {"member": id, "mode": str}.
-    """
-
-    token: str
-    key: str
-    member: MemberSpec
-    not_after_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class MemberReady(Command):
-    """The leader made `member` a voter: it counts in the placement from here on. Value: {}."""
-
-    member: str
-
-
-@dataclass(frozen=True, slots=True)
-class MemberSet(Command):
-    """Changes the fields that are not None. mode "undrain" goes back to the mode before draining. Value: {}."""
-
-    member: str
-    host: str | None = None
-    peer_port: int | None = None
-    gossip_port: int | None = None
-    sftp_port: int | None = None
-    mode: str | None = None
-    weight: int | None = None
-    actor: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class MemberRemove(Command):
-    """Takes `member` and its certificates off the list; its sessions end; a rotation of keys is owed. Value: {}."""
-
-    member: str
-    actor: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class KeyRotate(Command):
-    """The cluster key `key` takes the place of `base`; the sealed secrets come with it. CONFLICT if `base` is not the
-    present one. Value: {}.
-    """
-
-    base: str
-    key: str
-    sealed_host_key: bytes
-    sealed_ca_key: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class TokenCreate(Command):
-    """A join token, good once and for `ttl_ms` of the state's time. `token` is the hash of its secret. Value:
-    {"expires_ms": int}.
-    """
-
-    token: str
-    mode: str
-    ttl_ms: int
-    actor: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class CertAdd(Command):
-    """Lists another certificate of a member, beside those it has. Twice changes nothing. Value: {}."""
-
-    member: str
-    fingerprint: str
-    not_after_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class CertRetire(Command):
-    """A member does not use this certificate of its own any more. Value: {}."""
-
-    member: str
-    fingerprint: str
-
-
-@dataclass(frozen=True, slots=True)
-class CertRevoke(Command):
-    """A certificate is listed no more; a rotation of keys is owed. Value: {"member": id}."""
-
-    fingerprint: str
-    actor: str = ""
 
 
 # --- tenants -----------------------------------------------------------------------------------------------------
@@ -393,16 +230,6 @@ class SetStat(Command):
     path: Path
     attrs: Attrs
     file: int = 0
-
-
-# --- configuration -----------------------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True)
-class ConfigSet(Command):
-    """Sets a cluster-wide option (options.py); "" gives it its default back. Value: {"value": str}, as it is now."""
-
-    key: str
-    value: str
-    actor: str = ""
 
 
 COMMANDS: dict[int, type[Command]] = {
