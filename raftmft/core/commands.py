@@ -142,7 +142,8 @@ class ReadEnd(Command):
 class BeginUpload(Command):
     """Opens a name to write (contract, "What each session sees of a name"). Value: {"upload": int, "file": int (0 if
     new), "version": int (base, 0 if none), "size", "depth", "ids" (the content to continue from: base version or
-    partial; empty after truncate), "partial": bool, "digest": str, "placement": int, "mode": int}.
+    partial; empty after truncate), "partial": bool, "digest": str, "placement": int, "mode": int}, and "path": [names]
+    if symbolic links led elsewhere than to the path that was asked for.
     """
 
     session: int
@@ -212,7 +213,9 @@ class Remove(Command):
 
 @dataclass(frozen=True, slots=True)
 class Rename(Command):
-    """Renames. `replace` is posix-rename@openssh.com: an existing target is replaced atomically. Value: {}."""
+    """Renames. `replace` is posix-rename@openssh.com: an existing target is replaced atomically. Value: {}, or if
+    symbolic links led elsewhere than asked for {"source": [names], "target": [names]}.
+    """
 
     session: int
     source: Path
@@ -223,13 +226,32 @@ class Rename(Command):
 @dataclass(frozen=True, slots=True)
 class SetStat(Command):
     """Sets attributes of a name, or of an open file by its id if `file` is not 0. A size other than the present one is
-    an upload's business and is Rejected(INVALID) here. Value: {}.
+    an upload's business and is Rejected(INVALID) here. Without `follow` a symbolic link is changed itself. Value: {}.
     """
 
     session: int
     path: Path
     attrs: Attrs
     file: int = 0
+    follow: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Symlink(Command):
+    """Makes a symbolic link. `target` is kept as it is: nothing need be there. Value: {}."""
+
+    session: int
+    path: Path
+    target: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Link(Command):
+    """Gives a published file one more name (hardlink@openssh.com). Value: {}."""
+
+    session: int
+    source: Path
+    target: Path
 
 
 COMMANDS: dict[int, type[Command]] = {
@@ -261,6 +283,8 @@ COMMANDS: dict[int, type[Command]] = {
     42: Remove,
     43: Rename,
     44: SetStat,
+    45: Symlink,
+    46: Link,
     50: TokenCreate,
     52: CertAdd,
     53: CertRetire,

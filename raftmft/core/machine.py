@@ -114,6 +114,8 @@ class Machine:
             c.Remove: tree.remove,
             c.Rename: tree.rename,
             c.SetStat: tree.setstat,
+            c.Symlink: tree.symlink,
+            c.Link: tree.link,
             c.ConfigSet: self.options.set,
         }
 

@@ -47,27 +47,26 @@ class Opens:
         who = reader(state, command.session)
         if not command.path:
             raise Refuse(Code.IS_A_DIRECTORY, "the home is a directory")
-        _, parent, name = self._namespace.place(who.home, command.path)
-        found = self._namespace.lookup(parent, name)
-        if found is None:
+        spot = self._namespace.find(who.home, command.path)
+        if spot.kind is None:
             raise not_found(command.path)
-        if found[1] != FILE:
-            raise Refuse(Code.IS_A_DIRECTORY, f"{text_of(name)} is a directory")
+        if spot.kind != FILE:
+            raise Refuse(Code.IS_A_DIRECTORY, f"{text_of(spot.name)} is a directory")
         (count,) = state.db.execute("SELECT count(*) FROM opens WHERE session = ?", (who.session,)).fetchone()
         if count >= MAX_OPENS_PER_SESSION:
             raise Refuse(Code.LIMIT, f"a session has at most {MAX_OPENS_PER_SESSION} files open to read")
         row = state.db.execute(
             "SELECT id, kind, mode, uid, gid, atime, mtime, size, nlink, version, depth, ids, digest "
-            "FROM inodes WHERE id = ?", (found[0],)).fetchone()
+            "FROM inodes WHERE id = ?", (spot.inode,)).fetchone()
         depth, ids, digest = row[10:]
         attrs = entry_of(row)
-        text = path_text(command.path)
+        text = path_text(spot.path)
         state.db.execute("INSERT INTO opens VALUES (?,?,?,?,?,?,?,?,?,0)",
-                         (state.index, who.session, who.member, who.user, who.address, found[0], attrs["version"], text,
-                          digest))
+                         (state.index, who.session, who.member, who.user, who.address, spot.inode, attrs["version"],
+                          text, digest))
         self._audit.record("open", user=who.user, path=text, member=who.member, address=who.address,
                            session=who.session, size=attrs["size"], digest=digest)
-        return {"open": state.index, "file": found[0], "version": attrs["version"], "size": attrs["size"],
+        return {"open": state.index, "file": spot.inode, "version": attrs["version"], "size": attrs["size"],
                 "depth": depth, "ids": ids, "digest": digest, "attrs": attrs}
 
     def read_end(self, command: ReadEnd) -> dict[str, Any]:

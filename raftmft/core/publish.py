@@ -8,7 +8,7 @@ from raftmft.core.attributes import check_attrs, columns_of
 from raftmft.core.audit import AuditWriter
 from raftmft.core.commands import Publish
 from raftmft.core.names import text_of
-from raftmft.core.namespace import FILE, Namespace
+from raftmft.core.namespace import DIRECTORY, FILE, Namespace
 from raftmft.core.outcome import Code
 from raftmft.core.partials import Partials
 from raftmft.core.state import Refuse, State
@@ -57,7 +57,7 @@ class Publisher:
             raise Refuse(Code.INVALID, "the size asked for is not the content's")
 
     def _place_of_file(self, upload: Upload) -> tuple[int, bytes]:
-        where = self._namespace.where(upload.file)
+        where = self._namespace.where(upload.file, upload.parent, upload.name)
         if where is None:
             raise Refuse(Code.NOT_FOUND, "the file was removed while it was being written")
         return where
@@ -67,11 +67,15 @@ class Publisher:
         if found is None:
             return None
         file, kind = found
-        if kind != FILE:
+        if kind == DIRECTORY:
             raise Refuse(Code.IS_A_DIRECTORY, f"{text_of(upload.name)} became a directory meanwhile")
         if upload.exclusive:
             raise Refuse(Code.EXISTS, f"{text_of(upload.name)} was made by another session meanwhile")
-        return file
+        if kind == FILE:
+            return file
+        # A link that was made meanwhile gives way, as to a rename: the last CLOSE wins, and nothing written is lost.
+        self._namespace.unlink(upload.uid, upload.parent, upload.name, file)
+        return None
 
     def _write_new(self, command: Publish, who: Who, upload: Upload) -> tuple[int, int]:
         manifest, state = command.manifest, self._state
@@ -84,7 +88,7 @@ class Publisher:
         columns = columns_of(command.attrs)
         mtime = columns.get("mtime", now)
         state.db.execute(
-            "INSERT INTO inodes VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,1)",
+            "INSERT INTO inodes VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,1,x'')",
             (file, FILE, columns.get("mode", upload.mode), who.uid, who.uid, columns.get("atime", now), mtime, now,
              manifest.size, manifest.depth, manifest.ids, command.digest, state.index))
         self._namespace.add_name(upload.parent, upload.name, file, FILE)

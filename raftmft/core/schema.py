@@ -67,7 +67,7 @@ _DDL = (
         id INTEGER PRIMARY KEY, kind INTEGER NOT NULL, mode INTEGER NOT NULL, uid INTEGER NOT NULL,
         gid INTEGER NOT NULL, atime INTEGER NOT NULL, mtime INTEGER NOT NULL, ctime INTEGER NOT NULL,
         size INTEGER NOT NULL, depth INTEGER NOT NULL, ids BLOB NOT NULL, digest TEXT NOT NULL,
-        version INTEGER NOT NULL, nlink INTEGER NOT NULL)""",
+        version INTEGER NOT NULL, nlink INTEGER NOT NULL, target BLOB NOT NULL)""",
     "CREATE INDEX inodes_by_version ON inodes (version) WHERE version > 0",
     """CREATE TABLE dentries (
         parent INTEGER NOT NULL, name BLOB NOT NULL, inode INTEGER NOT NULL, kind INTEGER NOT NULL,

@@ -13,7 +13,7 @@ from raftmft.core.audit import AuditWriter
 from raftmft.core.commands import BeginUpload, Checkpoint, EndUpload
 from raftmft.core.manifest import Manifest
 from raftmft.core.names import path_text, text_of
-from raftmft.core.namespace import FILE, FILE_MODE, PERMISSION_BITS, S_IFREG, Namespace, not_found
+from raftmft.core.namespace import FILE, FILE_MODE, LINK, PERMISSION_BITS, S_IFREG, Namespace, not_found
 from raftmft.core.outcome import Code
 from raftmft.core.partials import Partials
 from raftmft.core.settings import Settings
@@ -81,17 +81,21 @@ class Uploads:
         path = command.path
         if not path:
             raise Refuse(Code.IS_A_DIRECTORY, "the home is a directory")
-        _, parent, name = self._namespace.place(who.home, path)
-        found = self._namespace.lookup(parent, name)
-        if found is not None and found[1] != FILE:
-            raise Refuse(Code.IS_A_DIRECTORY, f"{text_of(name)} is a directory")
+        # As open(2): CREAT makes what a dangling link points to; for CREAT with EXCL the link is in the way.
+        spot = self._namespace.find(who.home, path, follow=not (command.create and command.exclusive))
+        if spot.kind == LINK:
+            raise Refuse(Code.EXISTS, f"{text_of(spot.name)} exists")
+        if spot.kind not in (FILE, None):
+            raise Refuse(Code.IS_A_DIRECTORY, f"{text_of(spot.name)} is a directory")
         (count,) = self._state.db.execute(
             "SELECT count(*) FROM uploads WHERE session = ?", (who.session,)).fetchone()
         if count >= MAX_UPLOADS_PER_SESSION:
             raise Refuse(Code.LIMIT, f"a session has at most {MAX_UPLOADS_PER_SESSION} files open to write")
-        value = (self._begin_new(command, who, parent, name) if found is None
-                 else self._begin_overwrite(command, who, parent, name, found[0]))
-        self._audit.record("open", user=who.user, path=path_text(path), member=who.member, address=who.address,
+        value = (self._begin_new(command, who, spot.parent, spot.name) if spot.kind is None
+                 else self._begin_overwrite(command, who, spot.parent, spot.name, spot.inode))
+        if spot.path != path:
+            value["path"] = list(spot.path)
+        self._audit.record("open", user=who.user, path=path_text(spot.path), member=who.member, address=who.address,
                            session=who.session, size=value["size"], outcome="ok, to write")
         return value
 

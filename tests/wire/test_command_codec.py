@@ -52,7 +52,8 @@ FULL: dict[type[c.Command], c.Command] = {type(x): x for x in (
     c.OpenRead(1, (b"a",)), c.ReadEnd(((1, 2, 3, True),)), c.BeginUpload(1, (), False, True, True, True, 5),
     c.Checkpoint(1, 2, MANIFEST, 3), c.Publish(1, 2, MANIFEST, 3, "d", ATTRS), c.EndUpload(1, 2, False),
     c.Mkdir(1, (b"a", b"b"), 7), c.Rmdir(1, ()), c.Remove(1, ()), c.Rename(1, (), (b"x",), True),
-    c.SetStat(1, (), ATTRS, 9), c.MemberAdmit("t", "k", SPEC, 5), c.MemberReady("m"),
+    c.SetStat(1, (), ATTRS, 9, False), c.Symlink(1, (b"a",), b"t"), c.Link(1, (), (b"x",)),
+    c.MemberAdmit("t", "k", SPEC, 5), c.MemberReady("m"),
     c.MemberSet("m", "h", 1, None, 3, "active", 4, "a"), c.MemberRemove("m", "a"), c.KeyRotate("b", "k", b"h", b"c"),
     c.TokenCreate("t", "active", 5, "a"), c.CertAdd("m", "f", 5), c.CertRetire("m", "f"), c.CertRevoke("f", "a"),
     c.ConfigSet("k", "v", "a"))}
