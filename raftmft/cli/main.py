@@ -20,6 +20,7 @@ COMMANDS = {
     "status": ("raftmft.cli.status", "status", "Show the cluster and what it can lose now."),
     "member": ("raftmft.cli.member", "member", "List members."),
     "user": ("raftmft.cli.user", "user", "Manage users and their keys."),
+    "config": ("raftmft.cli.config", "config", "Show and set cluster-wide options."),
     "audit": ("raftmft.cli.audit", "audit", "Ask who transferred what."),
     "version": ("raftmft.cli.version", "version", "Show the version."),
 }

@@ -58,6 +58,10 @@ class Sessions:
         where, values = ("", ()) if member is None else (" WHERE member = ?", (member,))
         return int(self._state.db.execute(f"SELECT count(*) FROM sessions{where}", values).fetchone()[0])
 
+    def count_of(self, uid: int) -> int:
+        """How many sessions of a user live, anywhere."""
+        return int(self._state.db.execute("SELECT count(*) FROM sessions WHERE uid = ?", (uid,)).fetchone()[0])
+
     # --- apply ---------------------------------------------------------------------------------------------------
     def login(self, command: Login) -> dict[str, Any]:
         """Begins a session of a user who proved who it is, within the cluster-wide limit."""

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
 import os
 import socket
@@ -15,41 +14,45 @@ from typing import Any
 import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve
-from starlette.responses import JSONResponse
 
 from raftmft.core.errors import ConfigError
+from raftmft.node.api import ADMIN, Caller, error
 
 log = logging.getLogger(__name__)
 
 App = Callable[..., Awaitable[Any]]
+Authenticate = Callable[[bytes], Caller | None]
+LOCAL = Caller("local administrator", ADMIN)
 OPEN_PATHS = ("/healthz", "/readyz", "/metrics")
 SHUTDOWN_S = 1.0
 
 
 class Guard:
-    """An ASGI wrapper: lets in what comes by the Unix socket, open paths, and bearers of the token."""
+    """An ASGI wrapper: lets in what comes by the Unix socket (`authenticate` is None), open paths, and bearers of a
+    token that `authenticate` knows. The application finds the Caller in scope["raftmft.caller"].
+    """
 
-    def __init__(self, app: App, token: bytes | None) -> None:
-        self._app, self._token = app, token
+    def __init__(self, app: App, authenticate: Authenticate | None) -> None:
+        self._app, self._authenticate = app, authenticate
 
     async def __call__(self, scope: dict[str, Any], receive: App, send: App) -> None:
         """ASGI."""
         if scope["type"] == "http":
-            if self._token is None:
-                scope["raftmft.local"] = True
-            elif scope["path"] not in OPEN_PATHS and not self._allowed(scope):
-                response = JSONResponse(
-                    {"error": "a valid token is needed: set RAFTMFT_ADMIN_TOKEN_FILE", "code": "permission"},
-                    401,
-                    {"www-authenticate": "Bearer"},
-                )
+            caller = LOCAL if self._authenticate is None else self._bearer(self._authenticate, scope)
+            if caller is None and scope["path"] not in OPEN_PATHS:
+                response = error(401, "a valid token is needed: set RAFTMFT_ADMIN_TOKEN_FILE", "permission",
+                                 {"www-authenticate": "Bearer"})
                 await response(scope, receive, send)
                 return
+            scope["raftmft.caller"] = caller
         await self._app(scope, receive, send)
 
-    def _allowed(self, scope: dict[str, Any]) -> bool:
+    @staticmethod
+    def _bearer(authenticate: Authenticate, scope: dict[str, Any]) -> Caller | None:
         given = [value for name, value in scope["headers"] if name == b"authorization"]
-        return len(given) == 1 and hmac.compare_digest(given[0], b"Bearer " + (self._token or b""))
+        if len(given) != 1 or not given[0].startswith(b"Bearer "):
+            return None
+        return authenticate(given[0].removeprefix(b"Bearer "))
 
 
 def listen_unix(path: Path) -> socket.socket:
@@ -70,7 +73,7 @@ def listen_unix(path: Path) -> socket.socket:
     return listener
 
 
-async def run(app: App, listener: socket.socket, token: bytes | None, stop: trio.Event) -> None:
+async def run(app: App, listener: socket.socket, authenticate: Authenticate | None, stop: trio.Event) -> None:
     """Serves on one listener until `stop`; requests under way get SHUTDOWN_S."""
     config = Config()
     config.bind = [f"fd://{listener.detach()}"]
@@ -80,4 +83,4 @@ async def run(app: App, listener: socket.socket, token: bytes | None, stop: trio
     config.h11_max_incomplete_size = 64 * 1024
     config.errorlog = logging.getLogger("hypercorn.error")
     config.include_server_header = False
-    await serve(Guard(app, token), config, shutdown_trigger=stop.wait)  # type: ignore[arg-type]
+    await serve(Guard(app, authenticate), config, shutdown_trigger=stop.wait)  # type: ignore[arg-type]

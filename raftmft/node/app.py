@@ -13,6 +13,7 @@ A part that fails takes the node down: a node that cannot sync, apply or listen 
 
 from __future__ import annotations
 
+import hmac
 import logging
 import os
 import shutil
@@ -45,7 +46,11 @@ from raftmft.core.manifest import Manifest
 from raftmft.core.membership import Load
 from raftmft.core.outcome import Outcome
 from raftmft.node import admin
-from raftmft.node.api import Api, build
+from raftmft.node.api import ADMIN, Caller, build
+from raftmft.node.api_audit import AuditApi
+from raftmft.node.api_config import ConfigApi
+from raftmft.node.api_node import NodeApi
+from raftmft.node.api_users import UsersApi
 from raftmft.node.chunks import Chunks
 from raftmft.node.datadir import DataDir
 from raftmft.node.dispatch import Dispatch
@@ -150,7 +155,16 @@ class Node:
         self.door = FrontDoor(self.me, self.workers, self.view.choose, self._relay)
         self.duties = LeaderDuties(self.driver, self.state, bootstrap_command(self.seed), self.view.dead)
         self.watch = QuorumWatch(self.epoch, self.view.has_quorum, self.workers.kill_all_sessions)
-        self.api = Api(self.state, self.epoch, lambda: describe(self.view.facts()), self._not_ready, self._list_members)
+        self._make_api()
+
+    def _make_api(self) -> None:
+        node = NodeApi(lambda: describe(self.view.facts()), self._not_ready, self._list_members)
+        self.api = build([
+            *node.operations(),
+            *UsersApi(self.state, self.epoch).operations(),
+            *ConfigApi(self.state, self.epoch).operations(),
+            *AuditApi(self.state, self.epoch).operations(),
+        ], node.open_routes())
 
     # --- life -------------------------------------------------------------------------------------
     async def run(self) -> None:
@@ -198,10 +212,13 @@ class Node:
     async def _serve_admin(self) -> None:
         token = self.data_dir.admin_token.read_bytes().strip()
         stopped = trio.Event()
+
+        def authenticate(given: bytes) -> Caller | None:
+            return Caller("administrator by token", ADMIN) if hmac.compare_digest(given, token) else None
+
         async with trio.open_nursery() as nursery:
-            app = build(self.api.open_routes() + self.api.routes())
-            nursery.start_soon(admin.run, app, self.listeners.admin_unix, None, stopped)
-            nursery.start_soon(admin.run, app, self.listeners.admin, token, stopped)
+            nursery.start_soon(admin.run, self.api, self.listeners.admin_unix, None, stopped)
+            nursery.start_soon(admin.run, self.api, self.listeners.admin, authenticate, stopped)
 
     async def _report_load(self) -> None:
         cpu, at = time.process_time(), trio.current_time()
