@@ -1,4 +1,4 @@
-"""Commands about the cluster itself: members, keys, certificates, join tokens, options (see commands.py)."""
+"""Commands about the cluster itself: members, keys, certificates, join tokens, options, bans (see commands.py)."""
 
 from __future__ import annotations
 
@@ -144,4 +144,24 @@ class ConfigSet(Command):
 
     key: str
     value: str
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BanAdd(Command):
+    """Bans an address or network (bans.py) until a time, 0 for ever; its live sessions end. A ban of the same network
+    is replaced. Value: {"network": str, "sessions": [ids]}.
+    """
+
+    network: str
+    until_ms: int = 0
+    reason: str = ""
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BanRemove(Command):
+    """Lifts a ban. Value: {"network": str}."""
+
+    network: str
     actor: str = ""

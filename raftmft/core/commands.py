@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from raftmft.core.cluster_commands import (
+    BanAdd,
+    BanRemove,
     Bootstrap,
     CertAdd,
     CertRetire,
@@ -290,5 +292,7 @@ COMMANDS: dict[int, type[Command]] = {
     53: CertRetire,
     54: CertRevoke,
     60: ConfigSet,
+    61: BanAdd,
+    62: BanRemove,
 }
 """Numbers on the wire and on disk: never reused, never changed."""

@@ -18,6 +18,7 @@ from raftmft.core import commands as c
 from raftmft.core import schema
 from raftmft.core.admission import Admission
 from raftmft.core.audit import AuditLog, AuditWriter
+from raftmft.core.bans import Bans
 from raftmft.core.certificates import Certificates
 from raftmft.core.dedup import Dedup
 from raftmft.core.errors import RaftmftError
@@ -74,7 +75,8 @@ class Machine:
         self.partials = Partials(state, self.namespace, audit)
         self.uploads = Uploads(state, self.settings, self.namespace, self.partials, audit)
         self.opens = Opens(state, self.namespace, audit)
-        self.sessions = Sessions(state, self.uploads, self.opens, audit)
+        self.bans = Bans(state, audit)
+        self.sessions = Sessions(state, self.uploads, self.opens, self.bans, audit)
         self.certificates = Certificates(state, self.settings, audit)
         self.members = Members(state, self.settings, self.sessions, self.certificates, audit)
         self.admission = Admission(state, self.members, self.certificates, audit)
@@ -117,6 +119,8 @@ class Machine:
             c.Symlink: tree.symlink,
             c.Link: tree.link,
             c.ConfigSet: self.options.set,
+            c.BanAdd: self.sessions.ban,
+            c.BanRemove: self.bans.remove,
         }
 
     # --- read side -----------------------------------------------------------------------------------------------
@@ -232,7 +236,7 @@ class Machine:
         mark = state.mark()
         self._db.execute("SAVEPOINT entry")
         try:
-            more = [self.partials.expire(), self.opens.sweep(), self.admission.sweep()]
+            more = [self.partials.expire(), self.opens.sweep(), self.admission.sweep(), self.bans.sweep()]
         except Exception as error:
             if _is_of_this_host(error):
                 raise
@@ -250,6 +254,7 @@ class Machine:
         self._state.rewind(mark)
         self.settings.forget()
         self.options.forget()
+        self.bans.forget()
 
     def _skipped(self, entry: Entry) -> Outcome:
         stored = self._dedup.peek(entry.envelope.id) if entry.envelope.id is not None else None

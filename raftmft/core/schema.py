@@ -26,6 +26,9 @@ _DDL = (
         next_sweep_ms INTEGER NOT NULL, next_uid INTEGER NOT NULL, audit_count INTEGER NOT NULL,
         audit_head BLOB NOT NULL)""",
     "INSERT INTO clock VALUES (1, 0, 0, 0, 1000, 0, zeroblob(32))",
+    """CREATE TABLE bans (
+        network TEXT PRIMARY KEY, until_ms INTEGER NOT NULL, reason TEXT NOT NULL, actor TEXT NOT NULL,
+        since_ms INTEGER NOT NULL) WITHOUT ROWID""",
     "CREATE TABLE settings (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID",
     """CREATE TABLE members (
         id TEXT PRIMARY KEY, name TEXT NOT NULL, host TEXT NOT NULL, peer_port INTEGER NOT NULL,
@@ -98,7 +101,7 @@ _DDL = (
 # Table -> order of its rows in the digest. The audit table is represented by the head of its hash chain and its
 # count, which stand in `clock`: else a digest would cost as much as the cluster is old.
 _DIGEST_ORDER = {
-    "clock": "one", "settings": "key", "members": "id",
+    "clock": "one", "settings": "key", "bans": "network", "members": "id",
     "certificates": "fingerprint", "tokens": "token", "outcomes": "member, seq", "users": "uid",
     "user_keys": "uid, fingerprint", "sessions": "id", "opens": "id", "inodes": "id", "dentries": "parent, name",
     "uploads": "id", "partials": "uid, parent, name",

@@ -93,7 +93,7 @@ class Logins:
                 Login(self._member, self._epoch.number, user, address, method, credential))
         except Rejected as refusal:
             if refusal.code != Code.STALE_CREDENTIAL:
-                self.refused(user, address, refusal.code)
+                self.refused(user, address, "address banned" if refusal.code == Code.PERMISSION else refusal.code)
             raise
 
     def refused(self, user: str, address: str, reason: str) -> None:

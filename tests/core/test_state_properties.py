@@ -21,10 +21,10 @@ TARGETS = (b"a", b"/b", b"d", b"d/a", b"../a", b"/d/..", b"nowhere/x", b"./d//b"
 OPERATIONS = ("user", "set", "key", "remove user", "boot", "expire", "login", "logout", "refused", "open", "read end",
               "begin", "checkpoint", "publish", "end", "mkdir", "rmdir", "remove", "rename", "setstat", "symlink",
               "link", "noop", "time", "retry",
-              "config")
+              "config", "ban")
 CONFIG = (("replicas", "2"), ("replicas", ""), ("login.limit_s", "7"), ("proxy.trusted", "10.0.0.0/8"),
           ("replicas", "99"))
-DISRUPTIVE = ("remove user", "boot", "expire", "logout", "set")
+DISRUPTIVE = ("remove user", "boot", "expire", "logout", "set", "ban")
 # Uploads and names are most of the machine: they are drawn more often.
 WEIGHTED = OPERATIONS + (
     "begin", "checkpoint", "publish", "end", "mkdir", "rename", "remove", "open", "rmdir", "setstat", "symlink",
@@ -99,7 +99,7 @@ class Author:
         after = self.world.state()[0]
         for table in after:
             # The sweep falls due at any entry; and outcomes are forgotten as the mark moves.
-            if table not in ("audit", "partials", "opens", "users", "inodes", "outcomes", "members"):
+            if table not in ("audit", "bans", "partials", "opens", "users", "inodes", "outcomes", "members"):
                 assert after[table] == before[table], f"a retry changed {table}"
 
     def session(self, a: int) -> int:
@@ -169,6 +169,9 @@ class Author:
                 return c.Link(session, one, two)
             case "config":
                 return c.ConfigSet(*CONFIG[b % len(CONFIG)])
+            case "ban":
+                network = f"192.0.2.{b % 3 + 6}"
+                return c.BanAdd(network, world.now_ms + b * 1000) if flag and b % 8 else c.BanRemove(network)
             case _:
                 return c.NoOp(b"x" * (b % 5))
 
