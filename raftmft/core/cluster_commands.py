@@ -165,3 +165,21 @@ class BanRemove(Command):
 
     network: str
     actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AdminTokenAdd(Command):
+    """A token for the admin API, in a role; `token_hash` is the SHA-256 (hex) of its secret. Value: {}."""
+
+    name: str
+    role: str
+    token_hash: str
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AdminTokenRemove(Command):
+    """The admin token of this name is worth nothing from now on. Value: {}."""
+
+    name: str
+    actor: str = ""

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from raftmft.core.cluster_commands import (
+    AdminTokenAdd,
+    AdminTokenRemove,
     BanAdd,
     BanRemove,
     Bootstrap,
@@ -120,6 +122,14 @@ class Logout(Command):
 
     session: int
     reason: str = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionKill(Command):
+    """An operator ends a session, wherever it is. Value: {"user": str, "member": str}, whose and where it was."""
+
+    session: int
+    actor: str = ""
 
 
 # --- files -------------------------------------------------------------------------------------------------------
@@ -274,6 +284,7 @@ COMMANDS: dict[int, type[Command]] = {
     20: Login,
     21: LoginRefused,
     22: Logout,
+    23: SessionKill,
     30: OpenRead,
     31: ReadEnd,
     32: BeginUpload,
@@ -294,5 +305,7 @@ COMMANDS: dict[int, type[Command]] = {
     60: ConfigSet,
     61: BanAdd,
     62: BanRemove,
+    63: AdminTokenAdd,
+    64: AdminTokenRemove,
 }
 """Numbers on the wire and on disk: never reused, never changed."""

@@ -16,12 +16,14 @@ from typing import Any
 
 from raftmft.core import commands as c
 from raftmft.core import schema
+from raftmft.core.admin_tokens import AdminTokens
 from raftmft.core.admission import Admission
 from raftmft.core.audit import AuditLog, AuditWriter
 from raftmft.core.bans import Bans
 from raftmft.core.certificates import Certificates
 from raftmft.core.dedup import Dedup
 from raftmft.core.errors import RaftmftError
+from raftmft.core.inspection import Inspection
 from raftmft.core.members import Members
 from raftmft.core.namespace import Namespace
 from raftmft.core.opens import Opens
@@ -70,8 +72,10 @@ class Machine:
         audit = AuditWriter(state)
         self.audit = AuditLog(self._db)
         self.settings = Settings(state)
+        self.admin_tokens = AdminTokens(state, audit)
         self.options = Options(state, self.settings, audit)
         self.namespace = Namespace(state)
+        self.inspection = Inspection(state, self.namespace)
         self.partials = Partials(state, self.namespace, audit)
         self.uploads = Uploads(state, self.settings, self.namespace, self.partials, audit)
         self.opens = Opens(state, self.namespace, audit)
@@ -105,6 +109,7 @@ class Machine:
             c.Login: self.sessions.login,
             c.LoginRefused: self.sessions.login_refused,
             c.Logout: self.sessions.logout,
+            c.SessionKill: self.sessions.kill,
             c.OpenRead: self.opens.open,
             c.ReadEnd: self.opens.read_end,
             c.BeginUpload: self.uploads.begin,
@@ -121,6 +126,8 @@ class Machine:
             c.ConfigSet: self.options.set,
             c.BanAdd: self.sessions.ban,
             c.BanRemove: self.bans.remove,
+            c.AdminTokenAdd: self.admin_tokens.add,
+            c.AdminTokenRemove: self.admin_tokens.remove,
         }
 
     # --- read side -----------------------------------------------------------------------------------------------

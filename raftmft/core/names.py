@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from raftmft.core.commands import Path
 from raftmft.core.outcome import Code
 from raftmft.core.state import Refuse
@@ -20,6 +22,9 @@ _UNPRINTABLE = ((0x00, 0x1F), (0x7F, 0xA0), (0xAD, 0xAD), (0x200B, 0x200F), (0x2
 
 _ESCAPES = {code: f"\\u{code:04x}" for code in (
     *range(0x00, 0x20), *range(0x7F, 0xA0), 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))}
+
+
+_ESCAPED = re.compile(r"\\(?:\\|x[89a-f][0-9a-f]|u[0-9a-f]{4}|)")
 
 
 def check_path(path: Path) -> None:
@@ -41,6 +46,20 @@ def text_of(name: bytes) -> str:
     characters as \uNNNN, and each backslash doubled, so that no two names give the same text.
     """
     return one_line(name.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace"))
+
+
+def bytes_of(text: str) -> bytes:
+    r"""The name of which text_of gave this text; what needs no escape may stand as it is. ValueError on a stray \."""
+    def one(match: re.Match[str]) -> str:
+        escape = match[0]
+        if escape == "\\\\":
+            return "\\"
+        if len(escape) == 4:
+            return chr(0xDC00 + int(escape[2:], 16))  # as surrogateescape has a byte that is no text
+        if len(escape) == 6:
+            return chr(int(escape[2:], 16))
+        raise ValueError(f"{text!r} has a backslash that escapes nothing")
+    return _ESCAPED.sub(one, text).encode("utf-8", "surrogateescape")
 
 
 def one_line(text: str) -> str:

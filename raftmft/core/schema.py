@@ -92,6 +92,9 @@ _DDL = (
     "CREATE INDEX partials_by_parent ON partials (parent)",
     "CREATE INDEX partials_by_version ON partials (version)",
     "CREATE INDEX partials_idle ON partials (touched_ms) WHERE upload = 0",
+    """CREATE TABLE admin_tokens (
+        name TEXT PRIMARY KEY, token_hash TEXT NOT NULL UNIQUE, role TEXT NOT NULL, added_ms INTEGER NOT NULL,
+        added_by TEXT NOT NULL) WITHOUT ROWID""",
     """CREATE TABLE audit (
         idx INTEGER NOT NULL, n INTEGER NOT NULL, time INTEGER NOT NULL, kind TEXT NOT NULL, user TEXT, path TEXT,
         target TEXT, member TEXT, address TEXT, session INTEGER, size INTEGER, digest TEXT, outcome TEXT NOT NULL,
@@ -101,7 +104,7 @@ _DDL = (
 # Table -> order of its rows in the digest. The audit table is represented by the head of its hash chain and its
 # count, which stand in `clock`: else a digest would cost as much as the cluster is old.
 _DIGEST_ORDER = {
-    "clock": "one", "settings": "key", "bans": "network", "members": "id",
+    "clock": "one", "settings": "key", "bans": "network", "admin_tokens": "name", "members": "id",
     "certificates": "fingerprint", "tokens": "token", "outcomes": "member, seq", "users": "uid",
     "user_keys": "uid, fingerprint", "sessions": "id", "opens": "id", "inodes": "id", "dentries": "parent, name",
     "uploads": "id", "partials": "uid, parent, name",

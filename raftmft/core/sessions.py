@@ -11,7 +11,7 @@ from typing import Any
 
 from raftmft.core.audit import AuditWriter
 from raftmft.core.bans import Bans, covers, parse_host
-from raftmft.core.commands import BanAdd, Login, LoginRefused, Logout
+from raftmft.core.commands import BanAdd, Login, LoginRefused, Logout, SessionKill
 from raftmft.core.names import clipped
 from raftmft.core.opens import Opens
 from raftmft.core.outcome import Code
@@ -117,6 +117,13 @@ class Sessions:
         for session in ended:
             self._leave(session_of(self._state, session), "session_killed", "address banned")
         return {"network": str(network), "sessions": ended}
+
+    def kill(self, command: SessionKill) -> dict[str, Any]:
+        """Ends a session for an operator. The member that serves it disconnects the client when it applies this."""
+        who = session_of(self._state, command.session)
+        by = clipped(command.actor)
+        self._leave(who, "session_killed", f"killed by {by}" if by else "killed")
+        return {"user": who.user, "member": who.member}
 
     # --- for other handlers --------------------------------------------------------------------------------------
     def expire(self, member: str, below_epoch: int, why: str) -> None:

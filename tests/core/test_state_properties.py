@@ -21,10 +21,10 @@ TARGETS = (b"a", b"/b", b"d", b"d/a", b"../a", b"/d/..", b"nowhere/x", b"./d//b"
 OPERATIONS = ("user", "set", "key", "remove user", "boot", "expire", "login", "logout", "refused", "open", "read end",
               "begin", "checkpoint", "publish", "end", "mkdir", "rmdir", "remove", "rename", "setstat", "symlink",
               "link", "noop", "time", "retry",
-              "config", "ban")
+              "config", "ban", "token", "kill")
 CONFIG = (("replicas", "2"), ("replicas", ""), ("login.limit_s", "7"), ("proxy.trusted", "10.0.0.0/8"),
           ("replicas", "99"))
-DISRUPTIVE = ("remove user", "boot", "expire", "logout", "set", "ban")
+DISRUPTIVE = ("ban", "kill", "remove user", "boot", "expire", "logout", "set")
 # Uploads and names are most of the machine: they are drawn more often.
 WEIGHTED = OPERATIONS + (
     "begin", "checkpoint", "publish", "end", "mkdir", "rename", "remove", "open", "rmdir", "setstat", "symlink",
@@ -172,6 +172,10 @@ class Author:
             case "ban":
                 network = f"192.0.2.{b % 3 + 6}"
                 return c.BanAdd(network, world.now_ms + b * 1000) if flag and b % 8 else c.BanRemove(network)
+            case "kill":
+                return c.SessionKill(session, "op")
+            case "token":
+                return c.AdminTokenAdd(user, "viewer", f"{b % 5:064x}") if flag else c.AdminTokenRemove(user)
             case _:
                 return c.NoOp(b"x" * (b % 5))
 

@@ -266,3 +266,19 @@ def test_refused_logins_are_recorded_with_their_counts(world: World) -> None:
     assert (one["address"], one["user"], one["outcome"], one["member"]) == (
         "192.0.2.9", "root", "unknown user", "id-n1")
     assert two["outcome"] == "bad, 40 times" and len(two["user"]) <= 256
+
+
+def test_a_killed_session_is_over_its_partials_stay_and_who_did_it_is_recorded(world: World) -> None:
+    world.user()
+    session = world.login(member="id-n2")
+    upload = world.begin(session, "a")["upload"]
+    world.checkpoint(session, upload, 1000)
+    assert world.ok(c.SessionKill(session, "root")) == {"user": "ann", "member": "id-n2"}
+    record = world.machine.audit.query(kind="session_killed")[-1]
+    assert (record["user"], record["session"], record["outcome"]) == ("ann", session, "killed by root")
+    assert world.machine.sessions.list() == [] and world.stat("a")["partial"]
+    assert world.refused(c.Mkdir(session, (b"d",))) == Code.NO_SESSION
+    assert world.refused(c.SessionKill(session)) == Code.NO_SESSION
+    other = world.login()
+    world.ok(c.SessionKill(other))
+    assert world.last()["outcome"] == "killed"
