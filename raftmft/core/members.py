@@ -176,8 +176,8 @@ class Members:
         if len(members) >= MAX_MEMBERS:
             raise Refuse(Code.LIMIT, f"a cluster has at most {MAX_MEMBERS} members")
         if any(member.name == spec.name for member in members):
-            raise Refuse(Code.EXISTS, f"a member named {clipped(spec.name, 64)} exists already; give another --name, or "
-                                      f"remove the old one with raftmft member remove")
+            raise Refuse(Code.EXISTS, f"a member named {clipped(spec.name, 64)} exists already; give another --name, "
+                                      "or remove the old one with raftmft member remove")
         self._insert(spec, not_after_ms, joined=0)
 
     def refresh(self, member: str, spec: MemberSpec) -> None:

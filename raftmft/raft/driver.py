@@ -10,7 +10,7 @@ After a failed write, fsync or apply the driver raises and nothing is acknowledg
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 import trio
@@ -103,6 +103,11 @@ class RaftDriver:
     def status(self) -> RaftStatus:
         """Role, leader, term, indexes, contact."""
         return self._replica.status()
+
+    def want_members(self, listed: Collection[str], ready: Collection[str]) -> None:
+        """See Replica.want_members."""
+        self._replica.want_members(listed, ready)
+        self._wake.set()
 
     async def propose(self, envelope: Envelope, *, timeout_s: float) -> Outcome:
         """The outcome of the command, once it is durable on a majority and applied here.

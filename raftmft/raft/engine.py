@@ -7,23 +7,18 @@ What is replaced, and why (each has a test in tests/raft that shows the stock li
 - Acknowledgements and votes count only in their own term, votes once per voter, and a higher term in any message makes
   a leader or candidate step down. Stock acknowledgements carry no term.
 - A leader's tick runs only when its whole log is on disk, since the stock commit rule counts the leader's own copy.
-- Applying is not done in the tick (replica.py does it, in slices). Compaction, pickle and membership entries are off.
+- Applying is not done in the tick (replica.py does it, in slices). Compaction and pickle are off.
+- Membership is configuration.py's: the latest configuration in the log. Stock applies changes without a guard.
 - Entries are streamed within a window, by Progress. Stock sends everything again after each acknowledgement.
 - A tick that comes late (the process was stopped) puts the election off, so that a live leader is not disturbed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from random import Random
-from typing import Any
-
-from pysyncobj import SyncObj, SyncObjConf
 from pysyncobj.node import Node
-from pysyncobj.syncobj import _RAFT_STATE
 
 from raftmft.raft import patches
-from raftmft.raft.journal import Journal
+from raftmft.raft.base import CANDIDATE, FOLLOWER, LEADER, NO_OP, BaseEngine
 from raftmft.raft.messages import (
     MAX_BATCH_BYTES,
     MAX_BATCH_COUNT,
@@ -36,170 +31,20 @@ from raftmft.raft.messages import (
     Vote,
 )
 from raftmft.raft.progress import Progress
-from raftmft.raft.timing import Timing
-from raftmft.raft.transport import Outbox
-
-patches.install()
-
-NO_OP = b"\x01"
-LEADER, CANDIDATE, FOLLOWER = _RAFT_STATE.LEADER, _RAFT_STATE.CANDIDATE, _RAFT_STATE.FOLLOWER
 
 
-class _NullPoller:
-    """pysyncobj polls its sockets at the end of a tick; there are none."""
-
-    def poll(self, timeout: float) -> None:
-        """Nothing."""
-
-
-class Engine(SyncObj):
-    """One member's consensus. Synchronous: messages and ticks in, journal records and outbox messages out.
-
-    `on_append` is called at the end of a tick to add commands (leader) or forward them; `on_uncertain(first)` when what
-    was proposed at index `first` and beyond, or (None) what was forwarded to a leader, has lost its way.
-    """
-
-    _SyncObj__raftLeader: Node | None
-
-    def __init__(self, member: str, peers: list[str], journal: Journal, timing: Timing, rng: Random, *,
-                 on_append: Callable[[], None], on_uncertain: Callable[[int | None], None]) -> None:
-        # All of this before SyncObj.__init__, which calls overridden methods and looks at every name of this class.
-        self.member, self.journal, self.timing = member, journal, timing
-        self.progress: dict[str, Progress] = {}
-        self.heard_leader_at = float("-inf")
-        self._rng, self._on_append, self._on_uncertain = rng, on_append, on_uncertain
-        self._voters: tuple[int, set[str]] = (0, set())
-        self._win_waits = False
-        conf = SyncObjConf(
-            autoTick=False, autoTickPeriod=timing.tick_s, appendEntriesUseBatch=True, commandsWaitLeader=False,
-            appendEntriesPeriod=timing.heartbeat_s, raftMinTimeout=timing.election_min_s,
-            raftMaxTimeout=timing.election_max_s, leaderFallbackTimeout=timing.step_down_s,
-            connectionTimeout=max(3.0, timing.election_max_s), dynamicMembershipChange=False, useFork=False,
-            appendEntriesBatchSizeBytes=MAX_BATCH_BYTES, journalFile=journal, fullDumpFile=None,
-        )
-        others = [Node(peer) for peer in peers if peer != member]
-        super().__init__(Node(member), others, conf, nodeClass=Node, transportClass=Outbox)
-        patches.check_attributes(self)
-        self._poller = _NullPoller()
-        self.outbox: Outbox = self._SyncObj__transport
-        self._last_tick = patches.monotonic()
-
-    # --- what it knows -----------------------------------------------------------------------------------------------
-    def state(self) -> int:
-        """LEADER, CANDIDATE or FOLLOWER."""
-        return self._SyncObj__raftState
-
-    def leader(self) -> str | None:
-        """The leader's member id, if it was heard lately; may be this member."""
-        node = self._SyncObj__raftLeader
-        if node is None or (node.id != self.member and not self._heard_lately()):
-            return None
-        return node.id
-
-    def _heard_lately(self) -> bool:
-        return patches.monotonic() - self.heard_leader_at < self.timing.election_max_s
-
-    def term(self) -> int:
-        """The current term."""
-        return self._SyncObj__raftCurrentTerm
-
-    def commit_index(self) -> int:
-        """Everything up to here is committed."""
-        return self._SyncObj__raftCommitIndex
-
-    def applied(self) -> int:
-        """Everything up to here was handed to the state machine."""
-        return self._SyncObj__raftLastApplied
-
-    def set_applied(self, index: int) -> None:
-        """Called after applying; at start it may raise the commit index too: only committed entries are applied."""
-        self._SyncObj__raftLastApplied = index
-        if index > self._SyncObj__raftCommitIndex:
-            self._set_commit(index)
-
-    def connected_to(self, member: str) -> bool:
-        """Whether a link to `member` stands."""
-        return Node(member) in self._SyncObj__connectedNodes
-
-    def contacts(self) -> dict[str, float]:
-        """Seconds since each other member last answered this leader in its term; empty if it does not lead."""
-        if self.state() != LEADER:
-            return {}
-        now = patches.monotonic()
-        return {node.id: now - at for node, at in self._SyncObj__lastResponseTime.items()}
-
-    def has_quorum(self) -> bool:
-        """Leader: a majority answered within step_down_s. Follower: its leader was heard within election_max_s."""
-        if self.state() == LEADER:
-            fresh = 1 + sum(age < self.timing.step_down_s for age in self.contacts().values())
-            return 2 * fresh > 1 + len(self._SyncObj__otherNodes)
-        return self.leader() is not None
-
-    # --- the tick --------------------------------------------------------------------------------------------------
-    def tick(self) -> None:
-        """Elections, commits, heartbeats, new commands. A leader with unsynced entries waits: see the module's head."""
-        now = patches.monotonic()
-        if now - self._last_tick > self.timing.election_min_s / 2:
-            self._put_off_election()
-        self._last_tick = now
-        journal = self.journal
-        if self._isLeader() and journal.durable_index < journal.last_index:
-            return
-        before = (self.commit_index(), journal.last_index)
-        self._onTick(0.0)
-        if self._isLeader() and before != (self.commit_index(), journal.last_index):
-            self._replicate(heartbeat=False)
-
-    def synced(self) -> None:
-        """Everything done before is on disk. A lone member's own vote now counts."""
-        if self._win_waits and self.state() == CANDIDATE:
-            self._win()
-        self._win_waits = False
-
-    def _put_off_election(self) -> None:
-        self._SyncObj__raftElectionDeadline = patches.monotonic() + self._SyncObj__generateRaftTimeout()
-
-    def _SyncObj__generateRaftTimeout(self) -> float:
-        return self._rng.uniform(self.timing.election_min_s, self.timing.election_max_s)
-
-    def _SyncObj__applyLogEntries(self) -> bool:
-        return False
-
-    def _SyncObj__tryLogCompaction(self) -> None:
-        return None
-
-    def _checkCommandsToApply(self) -> None:
-        self._on_append()
-
-    def _SyncObj__onBecomeLeader(self) -> None:
-        if self._SyncObj__otherNodes:
-            self._win()
-        else:
-            # A lone member wins within the tick of its candidacy, when its vote is not on disk yet: see `synced`.
-            self._win_waits = True
-
-    def _win(self) -> None:
-        next_index = self.journal.last_index + 1
-        self.progress = {node.id: Progress(next_index) for node in self._SyncObj__otherNodes}
-        super()._SyncObj__onBecomeLeader()
-
-    def _SyncObj__setState(self, new_state: int) -> None:
-        if self.state() == LEADER and new_state != LEADER:
-            self.progress = {}
-            self._put_off_election()
-        super()._SyncObj__setState(new_state)
-
-    def _SyncObj__onLeaderChanged(self) -> None:
-        self._on_uncertain(None)
-
-    def _SyncObj__onMessageReceived(self, node: Node, message: Any) -> None:
-        raise AssertionError("messages come through Engine.receive")
+class Engine(BaseEngine):
+    """One member's consensus. Synchronous: messages and ticks in, journal records and outbox messages out."""
 
     # --- messages --------------------------------------------------------------------------------------------------
     def receive(self, member: str, message: Message) -> bool:
-        """Takes a decoded consensus message of another member. False if it makes no sense and was dropped."""
+        """Takes a decoded consensus message of another member. False if it makes no sense and was dropped.
+
+        That the sender is in this log's configuration is not asked: a leader that this log does not know yet is one
+        all the same (thesis, 4.2.2). The links let in only those whom the state lists.
+        """
         node = Node(member)
-        if node not in self._SyncObj__otherNodes:
+        if member == self.member:
             return False
         self._see_term(message.term)
         if type(message) is AppendEntries:
@@ -210,7 +55,8 @@ class Engine(SyncObj):
             self._on_request_vote(node, message)
         elif type(message) is Vote:
             self._on_vote(node, message)
-        elif type(message) is TimeoutNow and message.term == self.term() and self._SyncObj__raftLeader == node:
+        elif (type(message) is TimeoutNow and message.term == self.term() and self._SyncObj__raftLeader == node
+              and self.member in self.configuration.voters):
             # A heartbeat that was sent before may still come: it must not put this election off.
             self._SyncObj__transferInProgress = True
             self._SyncObj__raftElectionDeadline = float("-inf")
@@ -221,7 +67,8 @@ class Engine(SyncObj):
         if self.state() != LEADER:
             return None
         last = self.journal.last_index
-        ready = [m for m, p in self.progress.items() if p.match == last and self.connected_to(m)]
+        ready = [m for m, p in self.progress.items()
+                 if p.match == last and m in self.configuration.voters and self.connected_to(m)]
         if not ready:
             return None
         self.outbox.late(min(ready), TimeoutNow(self.term()))
@@ -252,7 +99,7 @@ class Engine(SyncObj):
         self.outbox.late(node.id, Vote(message.term))
 
     def _on_vote(self, node: Node, message: Vote) -> None:
-        if message.term != self.term() or self.state() != CANDIDATE:
+        if message.term != self.term() or self.state() != CANDIDATE or node not in self._SyncObj__otherNodes:
             return
         if self._voters[0] != message.term:
             self._voters = (message.term, set())
@@ -296,12 +143,12 @@ class Engine(SyncObj):
                     continue
                 if known is not None:
                     assert index > self.commit_index(), f"the leader contradicts the committed entry {index}"
-                    journal.truncate_from(index)
+                    self._cut_off(index)
                     self._on_uncertain(index)
                 fresh = at
                 break
             entries = entries[fresh:]
-        journal.extend(entries)
+        self.append(entries)
 
     def _hint(self, prev: int, known: int | None) -> int:
         """Where the leader should try next: the log's end, or the first entry of the term that does not fit."""
@@ -316,7 +163,9 @@ class Engine(SyncObj):
     def _on_append_reply(self, node: Node, message: AppendReply) -> bool:
         if self.state() != LEADER or message.term != self.term():
             return True
-        progress, last = self.progress[node.id], self.journal.last_index
+        progress, last = self.progress.get(node.id), self.journal.last_index
+        if progress is None:
+            return True  # it was taken out of the configuration meanwhile
         if message.next_index > last + 1 or message.prev_index > last or (not message.ok and message.prev_index == 1):
             return False  # every log begins with the same entry 1
         self._SyncObj__lastResponseTime[node] = patches.monotonic()
@@ -343,8 +192,10 @@ class Engine(SyncObj):
         if heartbeat:
             self._SyncObj__newAppendEntriesTime = patches.monotonic() + self.timing.heartbeat_s
         shared: dict[int, AppendEntries] = {}
-        for node in sorted(self._SyncObj__otherNodes & self._SyncObj__connectedNodes, key=lambda n: n.id):
-            progress = self.progress[node.id]
+        for member in sorted(self.progress):
+            node, progress = Node(member), self.progress[member]
+            if node not in self._SyncObj__connectedNodes:
+                continue
             if heartbeat:
                 progress.heartbeat()
             self._send_to(node, progress, shared, heartbeat)
@@ -394,3 +245,6 @@ class Engine(SyncObj):
         if progress := self.progress.get(node.id):
             progress.lost()
             progress.heartbeat()
+
+
+__all__ = ["CANDIDATE", "FOLLOWER", "LEADER", "NO_OP", "Engine"]

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgpack
 
+from raftmft.raft import configuration
 from raftmft.wire.commands import MAX_COMMAND
 from raftmft.wire.frames import FrameError, unpack
 
@@ -24,6 +25,7 @@ MAX_BATCH_BYTES = 1 << 20
 """Of the commands in one append_entries or one forward."""
 MAX_BATCH_COUNT = 8192
 MAX_BODY_BYTES = 2 << 20
+CONFIGURATION = configuration.KIND[0]
 MAX_NUMBER = 1 << 53
 """Terms, indexes and request ids: 2 ** 53 is out of reach of an honest cluster."""
 
@@ -160,6 +162,8 @@ def _append_entries(term: int, commit: Any, prev_index: Any, prev_term: Any, run
     for command in commands:
         if type(command) is not bytes or not 0 < len(command) <= MAX_COMMAND_BYTES:
             raise FrameError("a raft message has a command that is no bytes or has a wrong size")
+        if command[0] == CONFIGURATION:
+            configuration.decode(command)  # what could not be taken into force must not get into the log
     entries: list[LogEntry] = []
     newest = prev_term
     for run in runs:

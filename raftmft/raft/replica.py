@@ -16,7 +16,7 @@ import logging
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
@@ -26,7 +26,8 @@ from raftmft.core.commands import Envelope
 from raftmft.core.errors import CorruptFile
 from raftmft.core.machine import Entry
 from raftmft.core.outcome import Code, Outcome, Rejection
-from raftmft.raft import patches
+from raftmft.raft import configuration, patches
+from raftmft.raft.configuration import Configuration
 from raftmft.raft.engine import CANDIDATE, LEADER, Engine
 from raftmft.raft.journal import Batch, Journal
 from raftmft.raft.messages import MAX_BATCH_BYTES, MAX_BATCH_COUNT, Forward, ForwardReply, LogEntry, decode
@@ -75,6 +76,7 @@ class RaftStatus:
     contacts: dict[str, float] = field(default_factory=dict)
     matched: dict[str, int] = field(default_factory=dict)
     dropped_messages: int = 0
+    configuration: Configuration = Configuration()
 
 
 @dataclass(slots=True)
@@ -87,15 +89,17 @@ class Work:
 
 
 class Replica:
-    """One member. Raises CorruptFile if the machine holds more than the journal: the journal was lost or replaced."""
+    """One member; `founders` as in Engine. Raises CorruptFile if the machine holds more than the journal: the journal was
+    lost or replaced.
+    """
 
-    def __init__(self, member: str, members: Sequence[str], journal: Journal, machine: StateMachine, *,
+    def __init__(self, member: str, founders: Sequence[str], journal: Journal, machine: StateMachine, *,
                  timing: Timing | None = None, rng: Random | None = None,
                  wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
         rng = rng or Random()
         self.member, self.journal, self.machine = member, journal, machine
         self.table = ProposalTable()
-        self.engine = Engine(member, list(members), journal, timing or Timing(), rng,
+        self.engine = Engine(member, list(founders), journal, timing or Timing(), rng,
                              on_append=self._take_commands, on_uncertain=self.table.uncertain)
         if machine.applied > journal.last_index:
             raise CorruptFile(
@@ -111,6 +115,7 @@ class Replica:
         self._apply_count = 64
         self._own: dict[int, tuple[bytes, Envelope]] = {}
         self._more_commands = False
+        self._wanted: tuple[Collection[str], Collection[str]] | None = None
         self._dropped, self._dropped_logged_at = 0, float("-inf")
 
     # --- driven from outside -----------------------------------------------------------------------------------------
@@ -137,7 +142,7 @@ class Replica:
         """Whether a tick would find work at once, without any message or proposal coming in."""
         engine = self.engine
         if engine.state() == LEADER:
-            alone = not engine.progress and engine.commit_index() < self.journal.last_index
+            alone = engine.is_alone and engine.commit_index() < self.journal.last_index
             return self._more_commands or alone or self.journal.durable_index < self.journal.last_index
         return self._more_commands
 
@@ -148,6 +153,12 @@ class Replica:
     def propose(self, proposal: Proposal) -> None:
         """Queues for the next tick. Raises NotApplied when too much waits already."""
         self.table.add(proposal)
+
+    def want_members(self, listed: Collection[str], ready: Collection[str]) -> None:
+        """If this member leads, its next tick takes one step, if one may be taken, towards a configuration in which
+        those `listed` are members and those `ready` among them vote. To be said again and again: nothing is kept.
+        """
+        self._wanted = (listed, ready)
 
     def connected(self, member: str) -> None:
         """A link to `member` stands."""
@@ -191,6 +202,7 @@ class Replica:
             self.member, role, engine.leader(), engine.term(), engine.commit_index(), engine.applied(),
             self.journal.last_index, engine.has_quorum(), engine.contacts(),
             {member: progress.match for member, progress in engine.progress.items()}, self._dropped,
+            engine.configuration,
         )
 
     def close(self) -> None:
@@ -207,6 +219,7 @@ class Replica:
             return
         self._uncommitted.clear()
         self._uncommitted_bytes = 0
+        self._wanted = None
         refused: dict[str, list[tuple[int, int]]] = {}
         for member, request, _ in self.table.drain_remote():
             refused.setdefault(member, []).append((request, 0))
@@ -215,6 +228,9 @@ class Replica:
             self._forward_commands(leader)
 
     def _append_commands(self) -> None:
+        wanted, self._wanted = self._wanted, None
+        if wanted is not None:
+            self.engine.step_towards(*wanted)
         commit, term = self.engine.commit_index(), self.engine.term()
         while self._uncommitted and self._uncommitted[0][0] <= commit:
             self._uncommitted_bytes -= self._uncommitted.popleft()[1]
@@ -316,7 +332,7 @@ class Replica:
         outcomes: dict[int, Outcome] = {}
         newer_than = self.machine.applied
         for command, index, _ in log:
-            if index <= newer_than or command == b"\x01":
+            if index <= newer_than or command == b"\x01" or command[:1] == configuration.KIND:
                 continue
             try:
                 kind, stamp_ms = _STAMPED.unpack_from(command)

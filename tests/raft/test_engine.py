@@ -297,9 +297,21 @@ def test_a_higher_term_in_any_message_deposes_a_leader(bench: Bench, kind: int) 
     assert Journal("j", disk=bench.disk).getCurrentTerm() == term
 
 
-def test_a_stranger_is_not_heard(bench: Bench) -> None:
-    assert bench.tell("x", AppendEntries(99, 1, 1, 0, NO_OPS)) == [] and bench.engine.term() == 0
-    assert bench.tell("b", RequestVote(99, 1, 0)) == [] and bench.engine.term() == 0, "nor is its own name"
+def test_who_is_not_in_the_configuration_counts_for_nothing(bench: Bench) -> None:
+    assert bench.tell("b", RequestVote(99, 1, 0)) == [] and bench.engine.term() == 0, "its own name is not heard"
+    while bench.engine.state() != CANDIDATE:
+        bench.tick()
+    term = bench.engine.term()
+    assert bench.engine.state() == CANDIDATE
+    bench.tell("x", Vote(term))
+    bench.tell("y", Vote(term))
+    assert bench.engine.state() == CANDIDATE, "votes of strangers do not elect"
+    bench.tell("a", Vote(term))
+    assert bench.engine.state() == LEADER
+    commit = bench.engine.commit_index()
+    bench.tell("x", AppendReply(term, True, 1, bench.engine.journal.last_index + 1))
+    bench.replica.tick()
+    assert bench.engine.commit_index() == commit, "an acknowledgement of a stranger commits nothing"
 
 
 def test_a_log_that_lacks_entries_gets_no_vote(bench: Bench) -> None:

@@ -41,7 +41,8 @@ class Member:
         cluster, life = self.cluster, self.life
         journal = Journal("journal", disk=self.disk)
         self.machine._on_entry = lambda entry: cluster.on_entry(self, entry)
-        self.replica = Replica(self.name, cluster.names, journal, self.machine, rng=Random(cluster.rng.random()),
+        founders = cluster.founders if self.name in cluster.founders else []
+        self.replica = Replica(self.name, founders, journal, self.machine, rng=Random(cluster.rng.random()),
                                wall_ms=lambda: int(cluster.now * 1000))
         self.syncing = None
         for other in cluster.members.values():
@@ -87,6 +88,10 @@ class Member:
         if life != self.life or replica is None or self.syncing is not None or cluster.now < self.paused_until:
             return
         replica.table.expire(cluster.now)
+        if cluster.listed is not None:
+            last = replica.journal.last_index
+            ready = {m for m, match in replica.status().matched.items() if match >= last - 5}
+            replica.want_members(cluster.listed, ready)
         replica.tick()
         cluster.check_leader(self)
         work = replica.collect()
@@ -129,10 +134,14 @@ class Member:
 
 class Cluster:
     def __init__(self, seed: int, size: int = 3, *, loss: float = 0.02, repeat: float = 0.02,
-                 skip_barrier: bool = False) -> None:
+                 skip_barrier: bool = False, joiners: int = 0) -> None:
         self.seed, self.rng, self.now = seed, Random(seed), 1000.0
         self.loss, self.repeat, self.skip_barrier = loss, repeat, skip_barrier
-        self.names = [f"n{i}" for i in range(size)]
+        self.founders = [f"n{i}" for i in range(size)]
+        self.names = [f"n{i}" for i in range(size + joiners)]
+        # Who shall be a member (None: that never changes). Those removed are not cut off: they may disturb as they can.
+        self.listed: set[str] | None = set(self.founders) if joiners else None
+        self.changes = 0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self.cut: set[frozenset[str]] = set()
@@ -242,18 +251,36 @@ class Cluster:
             member.paused_until = 0.0
             if member.replica is None:
                 member.start()
-        last = self.propose(self.names[0], timeout_s=5.0, retries=1000)
+        if self.listed is not None:
+            assert self.run(60.0, self._agreed), "the healed cluster does not come to the members that are listed"
+        members = [m for m in self.members.values() if self.listed is None or m.name in self.listed]
+        last = self.propose(members[0].name, timeout_s=5.0, retries=1000)
         assert last is not None
 
         def done() -> bool:
-            return all(last in member.machine.payloads for member in self.members.values())
+            return all(last in member.machine.payloads for member in members)
 
         assert self.run(30.0, done), "the healed cluster makes no progress"
         self.run(2.0)
-        states = [member.machine.payloads for member in self.members.values()]
+        states = [member.machine.payloads for member in members]
         assert all(state == states[0] for state in states), "members differ"
         assert len(set(states[0])) == len(states[0]), "a command was applied twice"
         lost = [payload for payload in self.acknowledged if payload not in set(states[0])]
         assert not lost, f"{len(lost)} of {len(self.acknowledged)} acknowledged commands are lost"
         lied = self.refused & set(states[0])
         assert not lied, f"{len(lied)} commands were reported as not applied and were"
+
+    def _agreed(self) -> bool:
+        assert self.listed is not None
+        leader = self.leader()
+        if leader is None or leader.replica is None:
+            return False
+        if leader.name not in self.listed:
+            leader.replica.engine.hand_over()
+            leader.wake()
+        engine = leader.replica.engine
+        done = engine.is_settled() and set(engine.configuration.voters) == self.listed
+        if done:  # as the links do once the list says so
+            gone = [name for name in self.names if name not in self.listed]
+            self.cut = {frozenset((a, b)) for a in gone for b in self.names if a != b}
+        return done
