@@ -179,7 +179,9 @@ class Checkpoint(Command):
 
 @dataclass(frozen=True, slots=True)
 class Publish(Command):
-    """The upload is whole: every chunk is on its write quorum. Value: {"file": int, "version": int, "mtime": int}."""
+    """The upload is whole: every chunk is on its write quorum. `base` is the version that the content continues, if it
+    is not the one that the upload began with (APPEND only). Value: {"file": int, "version": int, "mtime": int}.
+    """
 
     session: int
     upload: int
@@ -187,6 +189,7 @@ class Publish(Command):
     placement: int
     digest: str = ""
     attrs: Attrs = field(default_factory=Attrs)
+    base: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +220,9 @@ class Rmdir(Command):
 
 @dataclass(frozen=True, slots=True)
 class Remove(Command):
-    """Removes a file's name, and the user's partial of that name. Value: {"uploads": [ids whose partial went]}."""
+    """Removes a file's name, and the user's partial of that name. Value: {"uploads": [ids that were revoked]}, and
+    "path": [names] if symbolic links led elsewhere than asked for.
+    """
 
     session: int
     path: Path
@@ -266,6 +271,19 @@ class Link(Command):
     target: Path
 
 
+@dataclass(frozen=True, slots=True)
+class CopyData(Command):
+    """Copies `size` bytes from a file that the session has open to read into one of its uploads (copy-data). `content`
+    is the version that was opened; its chunks are kept until the upload ends. Value: {}.
+    """
+
+    session: int
+    upload: int
+    open: int
+    content: Manifest
+    size: int
+
+
 COMMANDS: dict[int, type[Command]] = {
     1: NoOp,
     2: Bootstrap,
@@ -298,6 +316,7 @@ COMMANDS: dict[int, type[Command]] = {
     44: SetStat,
     45: Symlink,
     46: Link,
+    47: CopyData,
     50: TokenCreate,
     52: CertAdd,
     53: CertRetire,

@@ -21,6 +21,7 @@ from raftmft.core.admission import Admission
 from raftmft.core.audit import AuditLog, AuditWriter
 from raftmft.core.bans import Bans
 from raftmft.core.certificates import Certificates
+from raftmft.core.copies import Copies
 from raftmft.core.dedup import Dedup
 from raftmft.core.errors import RaftmftError
 from raftmft.core.inspection import Inspection
@@ -87,6 +88,7 @@ class Machine:
         self.users = Users(state, self.namespace, self.sessions, audit)
         publisher = Publisher(state, self.namespace, self.partials, self.uploads, audit)
         tree = Tree(state, self.namespace, self.partials, self.uploads, audit)
+        copies = Copies(state, self.namespace, self.uploads, audit)
         self._handlers: dict[type[c.Command], Callable[[Any], dict[str, Any]]] = {
             c.NoOp: _nothing,
             c.Bootstrap: self.members.bootstrap,
@@ -123,6 +125,7 @@ class Machine:
             c.SetStat: tree.setstat,
             c.Symlink: tree.symlink,
             c.Link: tree.link,
+            c.CopyData: copies.copy,
             c.ConfigSet: self.options.set,
             c.BanAdd: self.sessions.ban,
             c.BanRemove: self.bans.remove,

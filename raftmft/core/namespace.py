@@ -107,6 +107,12 @@ class Namespace:
             "ORDER BY version LIMIT ?", (index, limit))
         return [(version, inode, Manifest(size, depth, ids)) for version, inode, size, depth, ids in rows]
 
+    def content(self, inode: int) -> tuple[int, Manifest, str] | None:
+        """(version, manifest, digest) of a file as it is published now; None once no name leads to it."""
+        row = self._state.db.execute("SELECT version, size, depth, ids, digest FROM inodes WHERE id = ? AND kind = ? "
+                                     "AND nlink > 0", (inode, FILE)).fetchone()
+        return None if row is None else (row[0], Manifest(*row[1:4]), row[4])
+
     def all_chunk_totals(self) -> tuple[int, int]:
         """(files, bytes) published in the whole cluster."""
         files, size = self._state.db.execute(

@@ -31,6 +31,8 @@ class Publisher:
         who = writer(self._state, command.session)
         upload = self._uploads.live(command.upload, who.session)
         self._check(command, who)
+        if command.base not in (0, upload.base) and not (upload.append and upload.file):
+            raise Refuse(Code.INVALID, "only what is appended may go to another version than the one that was opened")
         if upload.file:
             parent, name = self._place_of_file(upload)
             file: int | None = upload.file
@@ -41,7 +43,7 @@ class Publisher:
             file, mtime = self._write_new(command, who, upload)
         else:
             mtime = self._write_over(command, who, upload, file)
-        self._state.db.execute("DELETE FROM uploads WHERE id = ?", (upload.id,))
+        self._uploads.forget(upload.id)
         self._audit.record(
             "publish", user=who.user, path=self._namespace.path_prefix(who.home, parent) + text_of(name),
             member=who.member, address=who.address, session=who.session, size=command.manifest.size,
@@ -100,7 +102,7 @@ class Publisher:
         manifest, state = command.manifest, self._state
         old_size, old_version, mode, atime = state.db.execute(
             "SELECT size, version, mode, atime FROM inodes WHERE id = ?", (file,)).fetchone()
-        if upload.file and not upload.truncate and old_version != upload.base:
+        if upload.file and not upload.truncate and old_version != (command.base or upload.base):
             raise Refuse(Code.CONFLICT, f"{text_of(upload.name)} was changed by another session meanwhile")
         who.check_room(manifest.size - old_size)
         columns = columns_of(command.attrs)

@@ -82,6 +82,10 @@ _DDL = (
         exclusive INTEGER NOT NULL, append INTEGER NOT NULL, mode INTEGER NOT NULL)""",
     "CREATE INDEX uploads_by_session ON uploads (session)",
     "CREATE INDEX uploads_by_file ON uploads (file) WHERE file > 0",
+    # Versions that a live upload took chunks from (copy-data): their chunks are in use until it ends.
+    """CREATE TABLE sources (
+        upload INTEGER NOT NULL, inode INTEGER NOT NULL, version INTEGER NOT NULL, size INTEGER NOT NULL,
+        depth INTEGER NOT NULL, ids BLOB NOT NULL, PRIMARY KEY (upload, inode, version)) WITHOUT ROWID""",
     # `upload` is the live upload that the prefix belongs to, 0 when none does; `begun` is kept to order writers.
     """CREATE TABLE partials (
         uid INTEGER NOT NULL, parent INTEGER NOT NULL, name BLOB NOT NULL, upload INTEGER NOT NULL,
@@ -107,7 +111,7 @@ _DIGEST_ORDER = {
     "clock": "one", "settings": "key", "bans": "network", "admin_tokens": "name", "members": "id",
     "certificates": "fingerprint", "tokens": "token", "outcomes": "member, seq", "users": "uid",
     "user_keys": "uid, fingerprint", "sessions": "id", "opens": "id", "inodes": "id", "dentries": "parent, name",
-    "uploads": "id", "partials": "uid, parent, name",
+    "uploads": "id", "sources": "upload, inode, version", "partials": "uid, parent, name",
 }
 
 

@@ -131,7 +131,7 @@ class Tree:
             size = self._namespace.unlink(who.uid, parent, name, spot.inode)
             self._namespace.changed(parent)
         self._record("remove", who, spot.path, size=size)
-        return {"uploads": uploads}
+        return {"uploads": uploads} if spot.path == command.path else {"uploads": uploads, "path": list(spot.path)}
 
     def rename(self, command: Rename) -> dict[str, Any]:
         """Moves a name. Without `replace` nothing may stand at the target (SFTP v3); with it, rename(2)'s rules."""

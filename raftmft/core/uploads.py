@@ -21,6 +21,7 @@ from raftmft.core.state import Refuse, State
 from raftmft.core.who import Who, session_of, writer
 
 MAX_UPLOADS_PER_SESSION = 1024
+MAX_SOURCES_PER_UPLOAD = 256
 _COLUMNS = "id, session, uid, parent, name, file, base, truncate, exclusive, append, mode"
 
 
@@ -117,7 +118,7 @@ class Uploads:
         mode = FILE_MODE if command.mode is None else command.mode & PERMISSION_BITS
         if partial is not None and not command.truncate and not (command.create and command.exclusive):
             if partial.upload:
-                self._delete(partial.upload)
+                self.forget(partial.upload)
             self._partials.take_over(who.uid, parent, name, self._state.index)
             return self._insert(command, who, parent, name, mode=partial.mode, is_partial=True,
                                 content=Manifest(partial.size, partial.depth, partial.ids))
@@ -186,7 +187,7 @@ class Uploads:
         """Ends an upload whose content is not wanted any more; its partial is the caller's business."""
         row = self.get(upload)
         if row is not None:
-            self._delete(upload)
+            self.forget(upload)
             if row.file:
                 self._namespace.forget_if_unused(row.file)
 
@@ -197,13 +198,28 @@ class Uploads:
             "(file > 0 AND file = ?)) ORDER BY id", (session, parent, name, file))
         return [row[0] for row in rows]
 
+    def add_source(self, upload: int, inode: int, version: int, manifest: Manifest) -> None:
+        """The upload takes chunks from this version of a file. Raises Refuse(LIMIT)."""
+        db = self._state.db
+        db.execute("INSERT OR IGNORE INTO sources VALUES (?,?,?,?,?,?)",
+                   (upload, inode, version, manifest.size, manifest.depth, manifest.ids))
+        (count,) = db.execute("SELECT count(*) FROM sources WHERE upload = ?", (upload,)).fetchone()
+        if count > MAX_SOURCES_PER_UPLOAD:
+            raise Refuse(Code.LIMIT, f"a file is put together from at most {MAX_SOURCES_PER_UPLOAD} others; "
+                                     "close it and append the rest")
+
+    def sources(self) -> list[Manifest]:
+        """Content whose chunks are in use by live uploads that copied from it, beside what is published."""
+        rows = self._state.db.execute("SELECT size, depth, ids FROM sources ORDER BY upload, inode, version")
+        return [Manifest(*row) for row in rows]
+
     def rebind(self, uploads: list[int], parent: int, name: bytes) -> None:
         """Has uploads to a new name follow its rename."""
         self._state.db.executemany("UPDATE uploads SET parent = ?, name = ? WHERE id = ? AND file = 0",
                                    [(parent, name, upload) for upload in uploads])
 
     def _end(self, upload: Upload, who: Who, *, keep: bool) -> None:
-        self._delete(upload.id)
+        self.forget(upload.id)
         if upload.file:
             self._namespace.forget_if_unused(upload.file)
             return
@@ -219,5 +235,8 @@ class Uploads:
             member=who.member, address=who.address, session=who.session, size=size,
             outcome="kept" if keep else "dropped")
 
-    def _delete(self, upload: int) -> None:
-        self._state.db.execute("DELETE FROM uploads WHERE id = ?", (upload,))
+    def forget(self, upload: int) -> None:
+        """The upload is no longer live."""
+        db = self._state.db
+        db.execute("DELETE FROM uploads WHERE id = ?", (upload,))
+        db.execute("DELETE FROM sources WHERE upload = ?", (upload,))

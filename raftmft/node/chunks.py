@@ -8,6 +8,7 @@ that it sends publish or checkpoint only after its fdatasync.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,6 +55,11 @@ class Chunks:
         """[segment, offset, length] of each chunk that lies here, else None."""
         found = (self._storage.find(i) for i in ids)
         return [None if location is None else list(location) for location in found]
+
+    def disk_bytes(self) -> tuple[int, int]:
+        """Size of the disk that chunks lie on here, and what is free of it for them."""
+        disk = os.statvfs(self._storage.directory)
+        return disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
 
     def begin(self, upload: int, worker: Worker) -> None:
         """An upload was begun by this worker."""

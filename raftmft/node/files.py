@@ -40,7 +40,8 @@ class Files:
             "fs.stat": self._stat, "fs.list": self._list, "fs.open": self._open, "fs.begin": self._begin,
             "fs.checkpoint": self._checkpoint, "fs.publish": self._publish, "fs.end": self._end,
             "fs.mkdir": self._mkdir, "fs.rmdir": self._rmdir, "fs.remove": self._remove, "fs.rename": self._rename,
-            "fs.setstat": self._setstat, "read.end": self._read_end,
+            "fs.setstat": self._setstat, "fs.symlink": self._symlink, "fs.link": self._link, "fs.copy": self._copy,
+            "fs.base": self._base, "fs.statvfs": self._statvfs, "read.end": self._read_end,
         }
 
     async def run(self) -> None:
@@ -54,15 +55,18 @@ class Files:
     async def _stat(self, worker: Worker, args: dict[str, Any]) -> Any:
         user = _user(worker, args)
         await self._epoch.barrier()
-        return _answer(self._state.machine.namespace.stat(user, _path(args["path"])))
+        return _answer(self._state.machine.namespace.look(
+            user, _path(args["path"]), follow=bool(args.get("follow", True))))
 
     async def _list(self, worker: Worker, args: dict[str, Any]) -> Any:
-        user, after = _user(worker, args), args.get("after")
+        user, after, path = _user(worker, args), args.get("after"), _path(args["path"])
         if after is None:
             await self._epoch.barrier()  # later pages go on from what the first one was promised
         limit = min(int(args["limit"]), MOST_NAMES_A_PAGE)
-        entries = _answer(self._state.machine.namespace.list(user, _path(args["path"]), after, limit + 1))
-        return {"entries": entries[:limit], "more": len(entries) > limit}
+        namespace = self._state.machine.namespace
+        entries = _answer(namespace.list(user, path, after, limit + 1))
+        return {"entries": entries[:limit], "more": len(entries) > limit,
+                "path": _answer(namespace.look(user, path))["path"]}
 
     async def _open(self, worker: Worker, args: dict[str, Any]) -> Any:
         value = await self._epoch.value(c.OpenRead(_session(worker, args), _path(args["path"])))
@@ -86,7 +90,7 @@ class Files:
         self._chunks.check_all_held(upload)
         value = await self._epoch.value(c.Publish(
             _session(worker, args), upload, _manifest(args), int(args["placement"]), str(args["digest"]),
-            _attrs(args["attrs"])), timeout_s=PUBLISH_LIMIT_S)
+            _attrs(args["attrs"]), int(args.get("base") or 0)), timeout_s=PUBLISH_LIMIT_S)
         self._chunks.end(upload)
         return value
 
@@ -111,7 +115,47 @@ class Files:
 
     async def _setstat(self, worker: Worker, args: dict[str, Any]) -> Any:
         return await self._epoch.value(c.SetStat(
-            _session(worker, args), _path(args["path"]), _attrs(args["attrs"]), int(args.get("file") or 0)))
+            _session(worker, args), _path(args["path"]), _attrs(args["attrs"]), int(args.get("file") or 0),
+            bool(args.get("follow", True))))
+
+    async def _symlink(self, worker: Worker, args: dict[str, Any]) -> Any:
+        return await self._epoch.value(c.Symlink(_session(worker, args), _path(args["path"]), bytes(args["target"])))
+
+    async def _link(self, worker: Worker, args: dict[str, Any]) -> Any:
+        return await self._epoch.value(c.Link(_session(worker, args), _path(args["source"]), _path(args["target"])))
+
+    async def _copy(self, worker: Worker, args: dict[str, Any]) -> Any:
+        return await self._epoch.value(c.CopyData(
+            _session(worker, args), int(args["upload"]), int(args["open"]), _manifest(args), int(args["bytes"])))
+
+    async def _base(self, worker: Worker, args: dict[str, Any]) -> Any:
+        """The present version of the file that an upload appends to, in the shape of fs.begin's answer."""
+        session, machine = _session(worker, args), self._state.machine
+        await self._epoch.barrier()
+        upload = machine.uploads.get(int(args["upload"]))
+        if upload is None or upload.session != session:
+            raise Rejected(Code.STALE_UPLOAD, "the upload has ended or was taken over by another session")
+        content = machine.namespace.content(upload.file)
+        if content is None:
+            raise Rejected(Code.NOT_FOUND, "the file was removed while it was being written")
+        version, manifest, digest = content
+        return {"version": version, "size": manifest.size, "depth": manifest.depth, "ids": manifest.ids,
+                "digest": digest, "placement": machine.settings.placement,
+                "locations": self._chunks.locate(manifest.id_list())}
+
+    async def _statvfs(self, worker: Worker, args: dict[str, Any]) -> Any:
+        """Room in bytes: the user's quota, or the disk of this member for a user without one."""
+        user, path, machine = _user(worker, args), _path(args["path"]), self._state.machine
+        await self._epoch.barrier()
+        if _answer(machine.namespace.look(user, path))["entry"] is None:
+            raise Rejected(Code.NOT_FOUND, "no such file or directory")
+        row = machine.users.get(user)
+        if row is None:
+            raise Rejected(Code.NO_USER, "the user was removed")
+        total, free = self._chunks.disk_bytes()
+        if row.quota_bytes:
+            total, free = row.quota_bytes, max(0, row.quota_bytes - row.used_bytes)
+        return {"total": total, "free": free, "files": row.files, "read_only": row.read_only}
 
     async def _read_end(self, worker: Worker, args: dict[str, Any]) -> None:
         self._ends.add((_session(worker, args), int(args["open"]), int(args["bytes"]), bool(args["ok"])))

@@ -85,8 +85,9 @@ def attrs_of(entry: dict[str, Any]) -> FileAttrs:
                      atime=entry["atime"], mtime=entry["mtime"], nlink=entry["nlink"])
 
 
-def longname(name: bytes, attrs: FileAttrs, user: bytes, now_s: float | None = None) -> bytes:
-    """A line as `ls -l` prints it. `user` stands for the owner of all that it owns; times are UTC."""
+def longname(name: bytes, attrs: FileAttrs, user: bytes, now_s: float | None = None,
+             target: bytes | None = None) -> bytes:
+    """A line as `ls -l` prints it, with a link's `target`. `user` owns all that it sees; times are UTC."""
     now = time.time() if now_s is None else now_s
     moment = attrs.mtime or 0
     when = time.gmtime(moment)
@@ -95,7 +96,8 @@ def longname(name: bytes, attrs: FileAttrs, user: bytes, now_s: float | None = N
     else:
         date = f"{_MONTHS[when.tm_mon - 1]} {when.tm_mday:2d}  {when.tm_year:4d}"
     head = f"{stat.filemode(attrs.mode or 0)} {attrs.nlink:4d} "
-    return b"%s%-8s %-8s %8d %s %s" % (head.encode(), user, user, attrs.size or 0, date.encode(), name)
+    line = b"%s%-8s %-8s %8d %s %s" % (head.encode(), user, user, attrs.size or 0, date.encode(), name)
+    return line if target is None else b"%s -> %s" % (line, target)
 
 
 def _u32(value: int | None) -> int:

@@ -83,7 +83,8 @@ class Budget:
 
     def __init__(self, most_slots: int = MOST_SLOTS) -> None:
         self._most = most_slots
-        self._slots: OrderedDict[tuple[int, int], Upload] = OrderedDict()
+        # By the object and not by the upload's id: an upload that is written again over a newer base has the same one.
+        self._slots: OrderedDict[tuple[Upload, int], None] = OrderedDict()
         self._leaving = 0
         self.changed = Bell()
 
@@ -93,17 +94,15 @@ class Budget:
 
     def oldest(self) -> tuple[Upload, int] | None:
         """The slot to let go of next; None if all are on their way already."""
-        for (_, number), upload in self._slots.items():
-            return upload, number
-        return None
+        return next(iter(self._slots), None)
 
     def took(self, upload: Upload, number: int) -> None:
         """A slot came into memory."""
-        self._slots[upload.id, number] = upload
+        self._slots[upload, number] = None
 
     def gave(self, upload: Upload, number: int) -> None:
         """A slot was let go of."""
-        self._slots.pop((upload.id, number), None)
+        self._slots.pop((upload, number), None)
         self.changed.ring()
 
     def leaves(self) -> None:

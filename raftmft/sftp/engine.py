@@ -21,8 +21,9 @@ from typing import Protocol
 from raftmft.core.errors import RaftmftError
 from raftmft.sftp import packets as p
 from raftmft.sftp import status
+from raftmft.sftp.extended import OFFERED
 from raftmft.sftp.names import BadPath
-from raftmft.sftp.operations import EXTENSIONS, Buffers, Operations
+from raftmft.sftp.operations import Buffers, Operations
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ class Engine:
         """Does a request that needs no waiting."""
         try:
             if isinstance(request, p.Init):
-                self._send([p.version_reply(EXTENSIONS)])
+                self._send([p.version_reply(OFFERED)])
                 return True
             reply = self._operations.at_once(request)
         except (RaftmftError, BadPath, status.Answer) as trouble:

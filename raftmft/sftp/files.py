@@ -60,11 +60,14 @@ class Session:
             del self._uploads[upload.path]
 
     def removed(self, path: Path, ids: list[Any]) -> None:
-        """The name was removed, and with it the uploads of these ids: they go on as files without a name."""
+        """The name was removed, and with it the uploads of these ids: they go on as files without a name. An upload to
+        a file that has another name goes on there.
+        """
         for upload in self.uploads():
-            if upload.id in ids or upload.path == path:
+            if upload.id in ids:
                 upload.is_removed = True
                 upload.seals.changed.ring()
+            if upload.id in ids or upload.path == path:
                 self.closed(upload)
 
     def renamed(self, source: Path, target: Path) -> None:
@@ -85,9 +88,9 @@ class ReadFile:
         """`opened` is the node's answer to fs.open."""
         self.size = int(opened["size"])
         self.attrs: FileAttrs = attrs_of(opened["attrs"])
-        self.file = int(opened["file"])
-        self._link, self._session, self._open = link, session, int(opened["open"])
-        self._content = Content(reader, Manifest(self.size, int(opened["depth"]), bytes(opened["ids"])),
+        self.file, self.open, self.digest = int(opened["file"]), int(opened["open"]), str(opened["digest"])
+        self._link, self._session = link, session
+        self.content = Content(reader, Manifest(self.size, int(opened["depth"]), bytes(opened["ids"])),
                                 places_of(opened.get("locations") or []))
         self._bytes = 0
         self._is_ok = True
@@ -100,7 +103,7 @@ class ReadFile:
         at = offset
         while at < end:
             slot, position = divmod(at, CHUNK_SIZE)
-            data = self._content.peek(slot)
+            data = self.content.peek(slot)
             if data is None:
                 return None
             pieces.append(memoryview(data)[position : position + end - at])
@@ -108,7 +111,7 @@ class ReadFile:
         if pieces:
             self._bytes += end - offset
             if offset == self._next:  # who reads on will want the next chunk
-                self._content.ahead((end - 1) // CHUNK_SIZE + 1)
+                self.content.ahead((end - 1) // CHUNK_SIZE + 1)
             self._next = end
         return pieces
 
@@ -120,8 +123,8 @@ class ReadFile:
                 first = offset // CHUNK_SIZE
                 for slot in range(first, (end - 1) // CHUNK_SIZE + 1):
                     if slot == first and offset == self._next:
-                        self._content.ahead(slot + 1)
-                    await self._content.chunk(slot)
+                        self.content.ahead(slot + 1)
+                    await self.content.chunk(slot)
             except RaftmftError:
                 self._is_ok = False
                 raise
@@ -129,9 +132,9 @@ class ReadFile:
 
     def close(self) -> None:
         """Tells the node how the read ended."""
-        self._content.close()
+        self.content.close()
         self._link.notify("read.end", {
-            "session": self._session, "open": self._open, "bytes": self._bytes, "ok": self._is_ok})
+            "session": self._session, "open": self.open, "bytes": self._bytes, "ok": self._is_ok})
 
 
 class WriteHandle:

@@ -13,25 +13,22 @@ from typing import Any
 from raftmft.core.errors import RaftmftError
 from raftmft.core.manifest import MAX_FILE_SIZE
 from raftmft.core.outcome import Code
+from raftmft.sftp import closing, status
+from raftmft.sftp import extended as x
 from raftmft.sftp import packets as p
-from raftmft.sftp import status
-from raftmft.sftp.attrs import MODE_BITS, FileAttrs, attrs_of, longname
+from raftmft.sftp.attrs import MODE_BITS, FileAttrs
 from raftmft.sftp.chunks import ChunkWriter
 from raftmft.sftp.content import ChunkReader
+from raftmft.sftp.copying import copy
 from raftmft.sftp.files import MOST_HANDLES, Directory, Handles, ReadFile, Session, WriteHandle
 from raftmft.sftp.link import Link, Refused
+from raftmft.sftp.lookup import Lookup
 from raftmft.sftp.names import Path, parse_path, path_bytes
 from raftmft.sftp.status import Answer
 from raftmft.sftp.upload import Upload
 
 Buffers = list[bytes | bytearray | memoryview]
 
-PAGE_NAMES = 500
-MOST_NAMES_A_REPLY = 200
-MOST_NAME_BYTES_A_REPLY = 64 << 10
-LAST_CHECKPOINT_S = 4.0
-"""What the last checkpoint of an interrupted upload may take; what earlier ones covered is kept anyway."""
-EXTENSIONS = ((b"posix-rename@openssh.com", b"1"), (b"fsync@openssh.com", b"1"), (b"limits@openssh.com", b"1"))
 _WRITES = p.FXF_WRITE | p.FXF_APPEND | p.FXF_CREAT | p.FXF_TRUNC
 
 
@@ -42,6 +39,8 @@ class Operations:
         self._link, self._writer, self._reader = link, writer, reader
         self._session, self._window = session, window
         self._handles = Handles(session)
+        self._lookup = Lookup(link, session)
+        self._ask = self._lookup.ask
 
     # --- without waiting -------------------------------------------------------------------------
     def at_once(self, request: p.Request) -> Buffers | None:
@@ -72,7 +71,10 @@ class Operations:
             case p.ByHandle(type=p.FSTAT):
                 return [p.attrs_reply(request.id, self._fstat(request.handle))]
             case p.ByHandle(type=p.READDIR):
-                return [p.name_reply(request.id, await self._readdir(request.handle))]
+                directory = self._known(request.handle)
+                if not isinstance(directory, Directory):
+                    raise Answer(status.FAILURE, "the handle is a file's")
+                return [p.name_reply(request.id, await self._lookup.read_directory(directory))]
             case p.ByPath():
                 return await self._by_path(request)
             case p.SetAttrs(type=p.MKDIR):
@@ -80,22 +82,18 @@ class Operations:
                 await self._ask("fs.mkdir", path=list(parse_path(request.target)), mode=mode)
             case p.SetAttrs(type=p.SETSTAT):
                 await self._setstat(parse_path(request.target), request.attrs)
+            case p.SetAttrs(type=p.LSETSTAT):
+                await self._lsetstat(parse_path(request.target), request.attrs)
             case p.SetAttrs():
                 await self._fsetstat(request.target, request.attrs)
             case p.Rename():
-                source, target = parse_path(request.source), parse_path(request.target)
-                await self._ask("fs.rename", source=list(source), target=list(target), replace=request.replace)
-                self._session.renamed(source, target)
-            case p.Fsync():
-                handle = self._known(request.handle)
-                if isinstance(handle, WriteHandle):
-                    await handle.upload.checkpoints.now()
-            case p.Limits():
-                return [p.limits_reply(request.id, MOST_HANDLES)]
+                await self._rename(request)
+            case p.Symlink():
+                await self._ask("fs.symlink", path=list(parse_path(request.link)), target=request.target)
             case p.Malformed():
                 raise Answer(status.BAD_MESSAGE)
             case _:
-                raise Answer(status.OP_UNSUPPORTED)
+                return await self._extended(request)
         return [p.ok_reply(request.id)]
 
     def over(self) -> None:
@@ -112,7 +110,7 @@ class Operations:
     async def _open(self, request: p.Open) -> bytes:
         path, flags = parse_path(request.path), request.flags
         self._check_room()
-        own = self._session.upload_at(path)
+        own = await self._lookup.own_at(path)
         if not flags & _WRITES:
             if own is not None:
                 return self._handles.add(WriteHandle(own, readable=True, writable=False, is_owner=False))
@@ -134,7 +132,8 @@ class Operations:
 
     def _begun(self, path: Path, begun: dict[str, Any], *, is_append: bool = False,
                is_truncated: bool = False) -> Upload:
-        upload = Upload(self._link, self._writer, self._reader, self._session.budget, self._session.id, path, begun,
+        where = tuple(begun.get("path") or path)
+        upload = Upload(self._link, self._writer, self._reader, self._session.budget, self._session.id, where, begun,
                         window=self._window, is_append=is_append, is_truncated=is_truncated)
         self._session.opened(upload)
         return upload
@@ -146,35 +145,13 @@ class Operations:
         if isinstance(handle, ReadFile):
             handle.close()
         elif isinstance(handle, WriteHandle) and handle.is_owner:
-            await self._publish(handle.upload)
-
-    async def _publish(self, upload: Upload) -> None:
-        """Publishes what changed; on any trouble the upload ends as a partial and the trouble is raised."""
-        try:
-            if upload.is_changed or upload.seals.failure is not None:
-                await upload.publish()
-            else:
-                await upload.end(keep=False)
-        except RaftmftError:
-            await upload.end(keep=True)
-            raise
-        finally:
-            self._session.closed(upload)
-            upload.close()
+            await closing.publish(self._lookup, self._session, handle.upload)
 
     async def _let_go(self, handle: ReadFile | WriteHandle | Directory) -> None:
         if isinstance(handle, ReadFile):
             handle.close()
         elif isinstance(handle, WriteHandle) and handle.is_owner:
-            upload = handle.upload
-            if not upload.file and not upload.is_removed:
-                # What earlier checkpoints covered is kept anyway, and there is nobody left to tell of trouble.
-                with suppress(RaftmftError, TimeoutError):
-                    async with asyncio.timeout(LAST_CHECKPOINT_S):
-                        await upload.checkpoints.now()
-            await upload.end(keep=True)
-            self._session.closed(upload)
-            upload.close()
+            await closing.let_go(self._session, handle.upload)
 
     async def _read(self, request: p.Read) -> Buffers:
         handle, length = self._known(request.handle), min(request.length, p.MAX_DATA)
@@ -220,32 +197,64 @@ class Operations:
 
     # --- names -----------------------------------------------------------------------------------
     async def _by_path(self, request: p.ByPath) -> Buffers:
-        path = parse_path(request.path)
+        path, lookup = parse_path(request.path), self._lookup
         match request.type:
             case p.STAT | p.LSTAT:
-                return [p.attrs_reply(request.id, await self._stat(path))]
+                return [p.attrs_reply(request.id, await lookup.stat(path, follow=request.type == p.STAT))]
             case p.REALPATH:
-                whole = path_bytes(path)
-                return [p.name_reply(request.id, [(whole, whole, FileAttrs())])]
+                return [_name(request.id, path_bytes(await lookup.real_path(path)))]
+            case p.READLINK:
+                return [_name(request.id, await lookup.read_link(path))]
             case p.OPENDIR:
                 self._check_room()
-                page = await self._ask("fs.list", path=list(path), after=None, limit=PAGE_NAMES)
-                return [p.handle_reply(request.id, self._handles.add(Directory(path, page)))]
+                return [p.handle_reply(request.id, self._handles.add(await lookup.open_directory(path)))]
             case p.REMOVE:
                 answer = await self._ask("fs.remove", path=list(path))
-                self._session.removed(path, list(answer.get("uploads") or ()))
+                self._session.removed(tuple(answer.get("path") or path), list(answer.get("uploads") or ()))
             case p.RMDIR:
                 await self._ask("fs.rmdir", path=list(path))
             case _:
                 raise Answer(status.OP_UNSUPPORTED)
         return [p.ok_reply(request.id)]
 
-    async def _stat(self, path: Path) -> FileAttrs:
-        own = self._session.upload_at(path)
-        return self._own_attrs(own) if own is not None else attrs_of(await self._ask("fs.stat", path=list(path)))
+    async def _extended(self, request: p.Request) -> Buffers:
+        """Extensions that have no plain counterpart."""
+        lookup = self._lookup
+        match request:
+            case x.Fsync():
+                handle = self._known(request.handle)
+                if isinstance(handle, WriteHandle):
+                    await handle.upload.checkpoints.now()
+            case x.Limits():
+                return [x.limits_reply(request.id, MOST_HANDLES)]
+            case x.HardLink():
+                await self._ask("fs.link", source=list(parse_path(request.source)),
+                                target=list(parse_path(request.target)))
+            case x.CopyData():
+                source, target = self._known(request.source), self._writable(request.target)
+                if isinstance(source, Directory) or (isinstance(source, WriteHandle) and not source.readable):
+                    raise Answer(status.FAILURE, "the handle is not open to read")
+                await copy(lookup, source, target, request)
+            case x.StatVfs():
+                path = self._path_of(request.where) if request.is_handle else parse_path(request.where)
+                return [x.vfs_reply(request.id, await lookup.vfs(path))]
+            case x.ExpandPath():
+                return [_name(request.id, path_bytes(await lookup.expand(request.path)))]
+            case x.HomeDirectory():
+                return [_name(request.id, path_bytes(lookup.home_of(request.user)))]
+            case x.UsersGroups():
+                return [x.users_groups_reply(request.id, lookup.names_of(request.uids), lookup.names_of(request.gids))]
+            case _:
+                raise Answer(status.OP_UNSUPPORTED)
+        return [p.ok_reply(request.id)]
+
+    async def _rename(self, request: p.Rename) -> None:
+        source, target = parse_path(request.source), parse_path(request.target)
+        answer = await self._ask("fs.rename", source=list(source), target=list(target), replace=request.replace)
+        self._session.renamed(tuple(answer.get("source", source)), tuple(answer.get("target", target)))
 
     async def _setstat(self, path: Path, attrs: FileAttrs) -> None:
-        own = self._session.upload_at(path)
+        own = await self._lookup.own_at(path)
         if own is not None:
             await self._set_own(own, attrs)
             return
@@ -254,6 +263,15 @@ class Operations:
         values = attrs.settable()
         if values or attrs.size is None:
             await self._ask("fs.setstat", path=list(path), file=0, attrs=values)
+
+    async def _lsetstat(self, path: Path, attrs: FileAttrs) -> None:
+        if attrs.size is not None:
+            raise Answer(status.BAD_MESSAGE)  # a link has no size to set
+        own = self._session.upload_at(path)
+        if own is not None:
+            await self._set_own(own, attrs)
+        else:
+            await self._ask("fs.setstat", path=list(path), file=0, attrs=attrs.settable(), follow=False)
 
     async def _truncate(self, path: Path, size: int) -> None:
         """A new size for a file by its path: an upload that begins and is published here."""
@@ -267,51 +285,21 @@ class Operations:
             try:
                 await upload.truncate(size)
             finally:
-                await self._let_go(WriteHandle(upload, readable=False, writable=True, is_owner=True))
+                await closing.let_go(self._session, upload)
             return
         try:
             if size != upload.size:
                 await upload.truncate(size)
         except RaftmftError as trouble:
             upload.seals.poison(trouble)
-        await self._publish(upload)
-
-    async def _readdir(self, name: bytes) -> list[tuple[bytes, bytes, FileAttrs]]:
-        directory = self._known(name)
-        if not isinstance(directory, Directory):
-            raise Answer(status.FAILURE, "the handle is a file's")
-        if not directory.is_begun:
-            directory.is_begun = True
-            directory.own = self._session.uploads_in(directory.path)
-            dots = FileAttrs(mode=0o040755)
-            return [(dot, longname(dot, dots, self._session.user_bytes), dots) for dot in (b".", b"..")]
-        if not directory.entries and directory.has_more:
-            directory.add_page(await self._ask(
-                "fs.list", path=list(directory.path), after=directory.last, limit=PAGE_NAMES))
-        own = directory.own or {}
-        rows: list[tuple[bytes, bytes, FileAttrs]] = []
-        used = taken = 0
-        for entry in directory.entries[:MOST_NAMES_A_REPLY]:
-            upload = own.pop(entry["name"], None)
-            rows.append(self._row(entry["name"], attrs_of(entry) if upload is None else self._own_attrs(upload)))
-            taken += 1
-            used += 2 * len(rows[-1][0]) + 120
-            if used > MOST_NAME_BYTES_A_REPLY:
-                break
-        del directory.entries[:taken]
-        if not rows and not directory.has_more:
-            rows = [self._row(own_name, self._own_attrs(upload)) for own_name, upload in own.items()]
-            own.clear()  # at most MOST_HANDLES of them
-        if not rows:
-            raise Answer(status.EOF)
-        return rows
+        await closing.publish(self._lookup, self._session, upload)
 
     # --- leaves ----------------------------------------------------------------------------------
-    async def _ask(self, operation: str, **args: Any) -> Any:
-        return await self._link.request(operation, {"session": self._session.id, **args})
-
-    def _row(self, name: bytes, attrs: FileAttrs) -> tuple[bytes, bytes, FileAttrs]:
-        return name, longname(name, attrs, self._session.user_bytes), attrs
+    def _path_of(self, name: bytes) -> Path:
+        """A handle's path; a file's that is open to read may be gone, and what is asked holds for the whole home."""
+        handle = self._known(name)
+        return () if isinstance(handle, ReadFile) else handle.path if isinstance(handle, Directory) else (
+            handle.upload.path[:-1])
 
     def _own_attrs(self, upload: Upload) -> FileAttrs:
         return upload.present_attrs(self._session.uid)
@@ -331,6 +319,10 @@ class Operations:
     def _check_room(self) -> None:
         if not self._handles.has_room():
             raise Refused(Code.LIMIT, f"a session has at most {MOST_HANDLES} open handles")
+
+
+def _name(number: int, path: bytes) -> bytes:
+    return p.name_reply(number, [(path, path, FileAttrs())])
 
 
 def _data(number: int, parts: list[memoryview]) -> Buffers:

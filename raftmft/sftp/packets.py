@@ -3,7 +3,8 @@
 A packet is u32 length, u8 type, and a body whose fields have lengths of their own. The inner lengths are honoured and
 bytes after the last field ignored (rclone 1.60 sends them after the last WRITE). A packet whose outer length is
 impossible ends the session (PacketError); one whose fields do not fit becomes `Malformed`, which is answered in its
-turn. Source: draft-ietf-secsh-filexfer-02; OpenSSH's PROTOCOL for the extensions.
+turn. Source: draft-ietf-secsh-filexfer-02. Extensions stand in extended.py. SYMLINK's arguments are taken in OpenSSH's
+order from every client, which is not the draft's: libssh and curl send it too (OpenSSH's PROTOCOL, 4.1).
 """
 
 from __future__ import annotations
@@ -12,23 +13,24 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from raftmft.sftp import extended
 from raftmft.sftp.attrs import FileAttrs, decode_attrs, encode_attrs
+from raftmft.sftp.extended import MAX_DATA
+from raftmft.sftp.fields import HEAD, U32, Short, pack, packet, string
 
 VERSION = 3
-MAX_DATA = 261120
-"""The most bytes of a READ or WRITE; with its header it fits OpenSSH's 256 KiB packets."""
 MAX_PACKET = (256 << 10) + 1024
 
 INIT, VERSION_REPLY, OPEN, CLOSE, READ, WRITE = 1, 2, 3, 4, 5, 6
 LSTAT, FSTAT, SETSTAT, FSETSTAT, OPENDIR, READDIR = 7, 8, 9, 10, 11, 12
 REMOVE, MKDIR, RMDIR, REALPATH, STAT, RENAME, READLINK, SYMLINK = 13, 14, 15, 16, 17, 18, 19, 20
 STATUS, HANDLE, DATA, NAME, ATTRS = 101, 102, 103, 104, 105
-EXTENDED, EXTENDED_REPLY = 200, 201
+EXTENDED = 200
+LSETSTAT = 256
+"""Not on the wire: lsetstat@openssh.com, as the type of a SetAttrs."""
 
 FXF_READ, FXF_WRITE, FXF_APPEND, FXF_CREAT, FXF_TRUNC, FXF_EXCL = 0x1, 0x2, 0x4, 0x8, 0x10, 0x20
 
-_U32 = struct.Struct(">I")
-_HEAD = struct.Struct(">BI")
 _READ_TAIL = struct.Struct(">QI")
 _STATUS_HEAD = struct.Struct(">IBII")
 
@@ -88,7 +90,7 @@ class ByPath(NamedTuple):
 
 
 class SetAttrs(NamedTuple):
-    """SETSTAT, FSETSTAT or MKDIR: `target` is a path, for FSETSTAT a handle."""
+    """SETSTAT, LSETSTAT, FSETSTAT or MKDIR: `target` is a path, for FSETSTAT a handle."""
 
     id: int
     type: int
@@ -105,17 +107,12 @@ class Rename(NamedTuple):
     replace: bool
 
 
-class Fsync(NamedTuple):
-    """fsync@openssh.com."""
+class Symlink(NamedTuple):
+    """SYMLINK."""
 
     id: int
-    handle: bytes
-
-
-class Limits(NamedTuple):
-    """limits@openssh.com."""
-
-    id: int
+    target: bytes
+    link: bytes
 
 
 class Unsupported(NamedTuple):
@@ -130,8 +127,8 @@ class Malformed(NamedTuple):
     id: int
 
 
-Request = (
-    Init | Open | Read | Write | ByHandle | ByPath | SetAttrs | Rename | Fsync | Limits | Unsupported | Malformed)
+Request = (Init | Open | Read | Write | ByHandle | ByPath | SetAttrs | Rename | Symlink | Unsupported | Malformed
+           | extended.Request)
 
 
 class PacketReader:
@@ -167,7 +164,7 @@ class PacketReader:
 
 
 def _length(data: bytes, offset: int) -> int:
-    (length,) = _U32.unpack_from(data, offset)
+    (length,) = U32.unpack_from(data, offset)
     if not 1 <= length <= MAX_PACKET:
         raise PacketError(f"a packet of {length} bytes; 1 to {MAX_PACKET} are possible")
     return int(length)
@@ -177,46 +174,45 @@ def parse(body: memoryview) -> Request:
     """The request in a packet's body. PacketError if it is too short to hold a request id."""
     if len(body) < 5:
         raise PacketError(f"a packet of {len(body)} bytes holds no request")
-    kind, number = _HEAD.unpack_from(body, 0)
+    kind, number = HEAD.unpack_from(body, 0)
     try:
         return _parse(kind, number, body)
-    except (struct.error, _Short):
+    except (struct.error, Short):
         return Malformed(number)
-
-
-class _Short(Exception):
-    """A string is cut short by the end of its packet."""
 
 
 def _parse(kind: int, number: int, body: memoryview) -> Request:
     if kind == WRITE:
-        handle, offset = _string(body, 5)
+        handle, offset = string(body, 5)
         where, length = _READ_TAIL.unpack_from(body, offset)
         offset += 12
         if length > len(body) - offset or length > MAX_DATA:
-            raise _Short
+            raise Short
         return Write(number, handle, where, body[offset : offset + length])
     if kind == READ:
-        handle, offset = _string(body, 5)
+        handle, offset = string(body, 5)
         where, length = _READ_TAIL.unpack_from(body, offset)
         return Read(number, handle, where, length)
     if kind in (CLOSE, FSTAT, READDIR):
-        return ByHandle(number, kind, _string(body, 5)[0])
+        return ByHandle(number, kind, string(body, 5)[0])
     if kind in (LSTAT, STAT, OPENDIR, REMOVE, RMDIR, REALPATH, READLINK):
-        return ByPath(number, kind, _string(body, 5)[0])
+        return ByPath(number, kind, string(body, 5)[0])
     if kind in (SETSTAT, FSETSTAT, MKDIR):
-        target, offset = _string(body, 5)
+        target, offset = string(body, 5)
         # MKDIR without attributes is sent by some clients.
         attrs = FileAttrs() if kind == MKDIR and offset == len(body) else decode_attrs(body, offset)
         return SetAttrs(number, kind, target, attrs)
     if kind == OPEN:
-        path, offset = _string(body, 5)
-        (flags,) = _U32.unpack_from(body, offset)
+        path, offset = string(body, 5)
+        (flags,) = U32.unpack_from(body, offset)
         offset += 4
         return Open(number, path, flags, FileAttrs() if offset == len(body) else decode_attrs(body, offset))
     if kind == RENAME:
-        source, offset = _string(body, 5)
-        return Rename(number, source, _string(body, offset)[0], False)
+        source, offset = string(body, 5)
+        return Rename(number, source, string(body, offset)[0], False)
+    if kind == SYMLINK:
+        target, offset = string(body, 5)
+        return Symlink(number, target, string(body, offset)[0])
     if kind == INIT:
         return Init(number)
     if kind == EXTENDED:
@@ -225,39 +221,29 @@ def _parse(kind: int, number: int, body: memoryview) -> Request:
 
 
 def _parse_extended(number: int, body: memoryview) -> Request:
-    name, offset = _string(body, 5)
+    name, offset = string(body, 5)
     if name == b"posix-rename@openssh.com":
-        source, offset = _string(body, offset)
-        return Rename(number, source, _string(body, offset)[0], True)
-    if name == b"fsync@openssh.com":
-        return Fsync(number, _string(body, offset)[0])
-    if name == b"limits@openssh.com":
-        return Limits(number)
-    return Unsupported(number)
-
-
-def _string(body: memoryview, offset: int) -> tuple[bytes, int]:
-    (length,) = _U32.unpack_from(body, offset)
-    offset += 4
-    end = offset + length
-    if end > len(body):
-        raise _Short
-    return bytes(body[offset:end]), end
+        source, offset = string(body, offset)
+        return Rename(number, source, string(body, offset)[0], True)
+    if name == b"lsetstat@openssh.com":
+        target, offset = string(body, offset)
+        return SetAttrs(number, LSETSTAT, target, decode_attrs(body, offset))
+    return extended.parse(name, number, body, offset) or Unsupported(number)
 
 
 # --- replies -----------------------------------------------------------------------------------------------------
 def version_reply(extensions: Iterable[tuple[bytes, bytes]]) -> bytes:
     """VERSION, with the names and data of the extensions offered."""
-    return _packet(b"\x02" + _U32.pack(VERSION) + b"".join(pack(name) + pack(data) for name, data in extensions))
+    return packet(b"\x02" + U32.pack(VERSION) + b"".join(pack(name) + pack(data) for name, data in extensions))
 
 
 _OK_TAIL = b"\x00\x00\x00\x00" + b"\x00\x00\x00\x07Success" + b"\x00\x00\x00\x00"
-_OK_HEAD = _U32.pack(5 + len(_OK_TAIL)) + b"\x65"
+_OK_HEAD = U32.pack(5 + len(_OK_TAIL)) + b"\x65"
 
 
 def ok_reply(number: int) -> bytes:
     """STATUS OK."""
-    return _OK_HEAD + _U32.pack(number) + _OK_TAIL
+    return _OK_HEAD + U32.pack(number) + _OK_TAIL
 
 
 def status_reply(number: int, code: int, text: str) -> bytes:
@@ -268,7 +254,7 @@ def status_reply(number: int, code: int, text: str) -> bytes:
 
 def handle_reply(number: int, handle: bytes) -> bytes:
     """HANDLE."""
-    return _packet(_HEAD.pack(HANDLE, number) + pack(handle))
+    return packet(HEAD.pack(HANDLE, number) + pack(handle))
 
 
 def data_reply(number: int, parts: Sequence[bytes | bytearray | memoryview]) -> list[bytes | bytearray | memoryview]:
@@ -280,24 +266,9 @@ def data_reply(number: int, parts: Sequence[bytes | bytearray | memoryview]) -> 
 def name_reply(number: int, names: Sequence[tuple[bytes, bytes, FileAttrs]]) -> bytes:
     """NAME: (name, longname, attributes) each."""
     body = b"".join(pack(name) + pack(line) + encode_attrs(attrs) for name, line, attrs in names)
-    return _packet(_HEAD.pack(NAME, number) + _U32.pack(len(names)) + body)
+    return packet(HEAD.pack(NAME, number) + U32.pack(len(names)) + body)
 
 
 def attrs_reply(number: int, attrs: FileAttrs) -> bytes:
     """ATTRS."""
-    return _packet(_HEAD.pack(ATTRS, number) + encode_attrs(attrs))
-
-
-def limits_reply(number: int, max_handles: int) -> bytes:
-    """The answer to limits@openssh.com: packet, read and write sizes, handles."""
-    limits = struct.pack(">QQQQ", 256 << 10, MAX_DATA, MAX_DATA, max_handles)
-    return _packet(_HEAD.pack(EXTENDED_REPLY, number) + limits)
-
-
-def pack(data: bytes) -> bytes:
-    """A string: u32 length, then the bytes."""
-    return _U32.pack(len(data)) + data
-
-
-def _packet(body: bytes) -> bytes:
-    return _U32.pack(len(body)) + body
+    return packet(HEAD.pack(ATTRS, number) + encode_attrs(attrs))

@@ -40,6 +40,10 @@ class SlotTable:
         if tail:
             self.short[self._base_slots - 1] = tail
 
+    def rebase(self, base: Content) -> None:
+        """Begins again, with everything as it is in another base."""
+        self.__init__(base)  # type: ignore[misc]
+
     def set(self, slot: int, chunk_id: bytes, length: int) -> None:
         """The slot's content is now this chunk of `length` bytes."""
         page, position = divmod(slot, PAGE_SLOTS)

@@ -10,7 +10,7 @@ writes; publishing waits for them. Only `publish` publishes, and only a client's
 it.
 
 The digest published beside the manifest is the BLAKE3 of the whole file, in hex, if the file was written once from its
-start to its end; else it is "", and the manifest alone says what the content is.
+start to its end, or is a copy of one that has it; else it is "", and the manifest alone says what the content is.
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ class Upload:
         # A new name is published by any CLOSE, an existing file only if something changed.
         self.is_changed = is_truncated or not self.file
         self.is_removed = self._is_over = False
-        self._appends = is_append and bool(self.file)
+        self.appends = is_append and bool(self.file)
+        # Where the bytes begin that were only ever appended; None once anything else was changed.
+        self.appended_from = self.size if self.appends and not is_truncated else None
+        self._version, self._copied_digest, self._window = int(begun["version"]), "", window
         self._touched_s = time.time()
         self.link, self.writer, self._reader, self._budget = link, writer, reader, budget
         self._base = Content(reader, Manifest(self.size, int(begun["depth"]), bytes(begun["ids"])),
@@ -72,7 +75,7 @@ class Upload:
         """Takes the bytes at once; False, with nothing taken, if that needs waiting. Raises the upload's failure."""
         self.seals.check()
         size = len(data)
-        if self._appends:
+        if self.appends:
             offset = self.size
         end = offset + size
         _check_size(end)
@@ -98,6 +101,7 @@ class Upload:
                 self._seal(number)
         self.size = max(self.size, end)
         self.is_changed = True
+        self._copied_digest = ""
         self._touched_s = time.time()
         self.prefix.add(offset, end)
         self.checkpoints.written()
@@ -106,7 +110,7 @@ class Upload:
     async def write(self, offset: int, data: memoryview) -> None:
         """Takes the bytes, waiting for room, loaded slots and acknowledgements as need be. Raises the failure."""
         while not self.try_write(offset, data):
-            where = self.size if self._appends else offset
+            where = self.size if self.appends else offset
             await self._make_way(where // CHUNK_SIZE, (where + len(data) - 1) // CHUNK_SIZE)
 
     async def _make_way(self, first: int, last: int) -> None:
@@ -146,7 +150,7 @@ class Upload:
         """The file now has `size` bytes; new ones are zeros. Raises the failure, or RaftmftError if it cannot."""
         self.seals.check()
         _check_size(size)
-        self.is_changed = True
+        self.is_changed, self._copied_digest, self.appended_from = True, "", None
         if size < self.size:
             await self.seals.acknowledged()
             for number in [n for n in self._slots if n >= chunk_count(size)]:
@@ -163,6 +167,56 @@ class Upload:
         self.size = size
         self._touched_s = time.time()
         self.checkpoints.written()
+
+    # --- sharing chunks --------------------------------------------------------------------------
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was written to it, and it continues from nothing."""
+        return not self.size and not self._slots and not self.seals.numbers
+
+    def adopt(self, content: Manifest, digest: str) -> None:
+        """The upload, which must be empty, has the content of a published version from now on. Raises the failure."""
+        self.seals.check()
+        assert self.is_empty
+        self._base.close()
+        self._base = Content(self._reader, content)
+        self.table.rebase(self._base)
+        self.size, self.prefix, self.is_changed = content.size, Prefix(content.size), True
+        self._digest.void()
+        self._copied_digest = digest
+        self._touched_s = time.time()
+        self.checkpoints.written()
+
+    async def share(self, number: int, chunk_id: bytes, length: int) -> None:
+        """A slot has a chunk of a published version for its content. Short ones must be the file's last.
+
+        Raises the failure.
+        """
+        self.seals.check()
+        _check_size(number * CHUNK_SIZE + length)
+        while number in self.seals:
+            if self._is_over:
+                raise SessionOver("the session ended")
+            await self.seals.changed.wait()
+            self.seals.check()
+        if number in self._slots:
+            self._drop(number)
+        self.table.set(number, chunk_id, length)
+        self._digest.void()
+        self._copied_digest = ""
+        self.size = max(self.size, number * CHUNK_SIZE + length)
+        self.is_changed = True
+        self._touched_s = time.time()
+        self.prefix.add(number * CHUNK_SIZE, number * CHUNK_SIZE + length)
+        self.checkpoints.written()
+
+    def over_base(self, base: dict[str, Any]) -> Upload:
+        """The same appending upload, with nothing appended, over another version of its file (`base`: see fs.base)."""
+        begun = {**base, "upload": self.id, "file": self.file, "mode": self.mode}
+        fresh = Upload(self.link, self.writer, self._reader, self._budget, self.session, self.path, begun,
+                       window=self._window, is_append=True, is_truncated=False)
+        fresh.attrs, fresh.is_changed = self.attrs, True
+        return fresh
 
     # --- looking ---------------------------------------------------------------------------------
     async def read(self, offset: int, length: int) -> bytes:
@@ -200,8 +254,9 @@ class Upload:
         await asyncio.gather(self.writer.sync(), self.seals.acknowledged())
         await self.link.request("fs.publish", {
             "session": self.session, "upload": self.id, "size": manifest.size, "depth": manifest.depth,
-            "ids": manifest.ids, "placement": self.placement, "digest": self._digest.hex(chunk_count(self.size)),
-            "attrs": self.attrs})
+            "ids": manifest.ids, "placement": self.placement, "attrs": self.attrs,
+            "base": self._version if self.appended_from is not None else 0,
+            "digest": self._copied_digest or self._digest.hex(chunk_count(self.size))})
 
     async def end(self, *, keep: bool) -> None:
         """The upload ends unpublished; nothing is raised. The state machine ends it anyway with its session."""

@@ -20,15 +20,14 @@ NAMES = (b"a", b"b", b"\xff", b"d")
 TARGETS = (b"a", b"/b", b"d", b"d/a", b"../a", b"/d/..", b"nowhere/x", b"./d//b", b"/")
 OPERATIONS = ("user", "set", "key", "remove user", "boot", "expire", "login", "logout", "refused", "open", "read end",
               "begin", "checkpoint", "publish", "end", "mkdir", "rmdir", "remove", "rename", "setstat", "symlink",
-              "link", "noop", "time", "retry",
-              "config", "ban", "token", "kill")
+              "link", "copy", "noop", "time", "retry", "config", "ban", "token", "kill")
 CONFIG = (("replicas", "2"), ("replicas", ""), ("login.limit_s", "7"), ("proxy.trusted", "10.0.0.0/8"),
           ("replicas", "99"))
 DISRUPTIVE = ("ban", "kill", "remove user", "boot", "expire", "logout", "set")
 # Uploads and names are most of the machine: they are drawn more often.
 WEIGHTED = OPERATIONS + (
     "begin", "checkpoint", "publish", "end", "mkdir", "rename", "remove", "open", "rmdir", "setstat", "symlink",
-    "link") * 3
+    "link", "copy") * 3
 STEPS = st.lists(st.tuples(st.sampled_from(WEIGHTED), st.integers(0, 999), st.integers(0, 999), st.booleans()),
                  min_size=5, max_size=70)
 
@@ -146,11 +145,15 @@ class Author:
             case "read end":
                 return c.ReadEnd(tuple((s, o, b, flag) for s, o in self.opens[-3:]))
             case "begin":
-                return c.BeginUpload(session, one, create=a % 6 > 0, truncate=flag, exclusive=a % 8 == 0)
+                return c.BeginUpload(session, one, create=a % 6 > 0, truncate=flag, exclusive=a % 8 == 0,
+                                     append=b % 3 == 0)
             case "checkpoint":
                 return c.Checkpoint(*upload, manifest, placement)
             case "publish":
-                return c.Publish(*upload, manifest, placement, "d", c.Attrs(mtime=b if flag else None))
+                return c.Publish(*upload, manifest, placement, "d", c.Attrs(mtime=b if flag else None), b % 16)
+            case "copy":
+                mine = [o for s, o in self.opens if s == upload[0]] or [1]
+                return c.CopyData(*upload, mine[a % len(mine)], manifest, b + (a % 9 == 0))
             case "end":
                 return c.EndUpload(*upload, keep=flag)
             case "mkdir":
@@ -218,6 +221,7 @@ def check_invariants(machine: Machine) -> None:
             "AND id NOT IN (SELECT home FROM users)",
             "SELECT * FROM inodes WHERE nlink = 0 AND id NOT IN (SELECT inode FROM opens) "
             "AND id NOT IN (SELECT file FROM uploads)",
+            "SELECT * FROM sources WHERE upload NOT IN (SELECT id FROM uploads)",
             "SELECT * FROM sessions WHERE uid NOT IN (SELECT uid FROM users)",
             "SELECT * FROM sessions s JOIN members m ON m.id = s.member WHERE m.epoch != s.epoch",
             "SELECT * FROM uploads WHERE session NOT IN (SELECT id FROM sessions)",

@@ -467,3 +467,75 @@ def test_over_quota_one_can_still_shrink_and_remove(world: World, session: int) 
     world.put(session, "empty", 0)
     world.ok(c.Remove(session, path("a")))
     world.put(session, "b", 10)
+
+
+# --- appending over a newer version, copying ----------------------------------------------------------------------
+def test_what_is_appended_may_be_published_over_a_newer_version(world: World, session: int) -> None:
+    base = world.put(session, "f", 10)
+    upload = world.begin(session, "f", append=True)["upload"]
+    newer = world.put(world.login(), "f", 20)
+    assert world.machine.namespace.content(base["file"]) == (newer["version"], content(20), "")
+    assert world.refused(c.Publish(session, upload, content(13), world.placement)) == Code.CONFLICT
+    for wrong in (base["version"] + 1, newer["version"] + 1):
+        assert world.refused(c.Publish(session, upload, content(23), world.placement, base=wrong)) == Code.CONFLICT
+    world.publish(session, upload, 23, base=newer["version"])
+    assert world.stat("f")["size"] == 23
+
+
+def test_only_appending_may_change_its_base(world: World, session: int) -> None:
+    world.put(session, "f", 10)
+    upload = world.begin(session, "f")["upload"]
+    newer = world.put(world.login(), "f", 20)
+    for name, number in (("f", upload), ("new", world.begin(session, "new", append=True)["upload"])):
+        command = c.Publish(session, number, content(23), world.placement, base=newer["version"])
+        assert world.refused(command) == Code.INVALID, name
+
+
+def test_a_copy_is_audited_and_keeps_its_source_until_the_upload_ends(world: World, session: int) -> None:
+    world.ok(c.Mkdir(session, path("d")))
+    world.publish(session, world.begin(session, "from", truncate=True)["upload"], 2 * SIZE, digest="ab")
+    opened = world.ok(c.OpenRead(session, path("from")))["open"]
+    upload = world.begin(session, "d/to")["upload"]
+    for _ in range(2):
+        assert world.ok(c.CopyData(session, upload, opened, content(2 * SIZE), SIZE)) == {}
+        record = world.last()
+        assert (record["kind"], record["path"], record["target"], record["size"], record["digest"]) == (
+            "copy", "/from", "/d/to", SIZE, "ab")
+    world.ok(c.Remove(session, path("from")))
+    world.ok(c.ReadEnd(((session, opened, 5, True),)))
+    assert world.machine.uploads.sources() == [content(2 * SIZE)], "removed and closed, and still in use"
+    world.publish(session, upload, 2 * SIZE)
+    assert world.machine.uploads.sources() == []
+
+
+@pytest.mark.parametrize("end", ["end", "logout", "remove", "taken over"])
+def test_sources_are_let_go_however_the_upload_ends(world: World, session: int, end: str) -> None:
+    world.put(session, "from", 20)
+    opened = world.ok(c.OpenRead(session, path("from")))["open"]
+    upload = world.begin(session, "to")["upload"]
+    world.ok(c.CopyData(session, upload, opened, content(20), 20))
+    world.checkpoint(session, upload, 20)
+    {"end": lambda: world.ok(c.EndUpload(session, upload)), "logout": lambda: world.ok(c.Logout(session)),
+     "remove": lambda: world.ok(c.Remove(session, path("to"))),
+     "taken over": lambda: world.begin(world.login(), "to")}[end]()
+    assert world.machine.uploads.sources() == []
+
+
+def test_what_cannot_be_copied(world: World, session: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.put(session, "from", 20)
+    other = world.login()
+    opened = world.ok(c.OpenRead(session, path("from")))["open"]
+    upload = world.begin(session, "to")["upload"]
+    assert world.refused(c.CopyData(session, upload, opened + 99, content(20), 1)) == Code.NOT_FOUND
+    assert world.refused(c.CopyData(other, upload, opened, content(20), 1)) == Code.STALE_UPLOAD
+    theirs = world.begin(other, "to")["upload"]
+    assert world.refused(c.CopyData(other, theirs, opened, content(20), 1)) == Code.NOT_FOUND
+    for manifest, size in ((Manifest(10), 1), (content(20), 21), (content(20), -1)):
+        assert world.refused(c.CopyData(session, upload, opened, manifest, size)) == Code.INVALID
+    monkeypatch.setattr("raftmft.core.uploads.MAX_SOURCES_PER_UPLOAD", 1)
+    world.ok(c.CopyData(session, upload, opened, content(20), 1))
+    world.put(other, "from", 20)
+    newer = world.ok(c.OpenRead(session, path("from")))["open"]
+    assert world.refused(c.CopyData(session, upload, newer, content(20), 1)) == Code.LIMIT
+    world.ok(c.UserSet("ann", read_only=True))
+    assert world.refused(c.CopyData(session, upload, opened, content(20), 1)) == Code.READ_ONLY

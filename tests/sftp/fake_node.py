@@ -54,9 +54,13 @@ class File:
     def __init__(self, number: int, manifest: Manifest | None, mode: int) -> None:
         self.id, self.manifest, self.mode, self.times, self.version = number, manifest, mode, (1000, 1000), number
         self.digest = ""
+        self.target: bytes | None = None
 
     def entry(self) -> dict[str, Any]:
         is_file = self.manifest is not None
+        if self.target is not None:
+            return {"id": self.id, "kind": "link", "uid": 1000, "gid": 1000, "nlink": 1, "size": len(self.target),
+                    "atime": 1000, "mtime": 1000, "mode": 0o120777, "target": self.target}
         return {"id": self.id, "kind": "file" if is_file else "dir", "uid": 1000, "gid": 1000, "nlink": 1,
                 "size": self.manifest.size if self.manifest is not None else 0, "atime": self.times[0],
                 "mtime": self.times[1], "mode": self.mode | (0o100000 if is_file else 0o040000)}
@@ -267,11 +271,18 @@ class FakeNode:
     def _tree(self, session: int) -> dict[Key, File]:
         return self.files[self.sessions[session]]
 
-    def _fs_stat(self, session: int, path: list[bytes]) -> Any:
-        partial = self.partials.get((self.sessions[session], tuple(path)))
-        if tuple(path) not in self._tree(session) and partial is not None:
-            return File(0, partial, 0o644).entry()
-        return self._found(session, path).entry()
+    def _fs_stat(self, session: int, path: list[bytes], follow: bool) -> Any:
+        tree, key = self._tree(session), self._led(session, path) if follow else tuple(path)
+        if key and key[:-1] not in tree:
+            raise Refuse("not_found")
+        partial = self.partials.get((self.sessions[session], key))
+        file = tree.get(key) or (File(0, partial, 0o644) if partial is not None else None)
+        return {"path": list(key), "entry": file and file.entry()}
+
+    def _led(self, session: int, path: list[bytes]) -> Key:
+        """Where a path leads: only a link at its end is followed here, and only one."""
+        file = self._tree(session).get(tuple(path))
+        return tuple(path) if file is None or file.target is None else key_of(file.target.decode())
 
     def _found(self, session: int, path: list[bytes]) -> File:
         found = self._tree(session).get(tuple(path))
@@ -285,22 +296,22 @@ class FakeNode:
         names = sorted(key[-1] for key in self._tree(session)
                        if len(key) == len(path) + 1 and list(key[:-1]) == path and key[-1] > (after or b""))
         return {"entries": [{**self._found(session, [*path, name]).entry(), "name": name} for name in names[:limit]],
-                "more": len(names) > limit}
+                "more": len(names) > limit, "path": path}
 
     def _content(self, manifest: Manifest) -> dict[str, Any]:
         return {"size": manifest.size, "depth": manifest.depth, "ids": manifest.ids, "digest": "",
                 "locations": [self.places.get(i) for i in manifest.id_list()]}
 
     def _fs_open(self, session: int, path: list[bytes]) -> Any:
-        file = self._found(session, path)
+        file = self._found(session, list(self._led(session, path)))
         if file.manifest is None:
             raise Refuse("is_a_directory")
         return {"open": self._next(), "file": file.id, "version": file.version, "attrs": file.entry(),
-                **self._content(file.manifest)}
+                **self._content(file.manifest), "digest": file.digest}
 
     def _fs_begin(self, session: int, path: list[bytes], create: bool, truncate: bool, exclusive: bool, append: bool,
                   mode: int | None) -> Any:
-        user, key = self.sessions[session], tuple(path)
+        user, key = self.sessions[session], self._led(session, path)
         if key[:-1] not in self._tree(session):
             raise Refuse("not_found")
         file = self._tree(session).get(key)
@@ -318,9 +329,9 @@ class FakeNode:
         number = self._next()
         manifest = EMPTY if truncate else (partial or (file.manifest if file else None) or EMPTY)
         self.uploads[number] = {"user": user, "key": key, "file": file, "mode": mode, "base": file and file.version,
-                                "truncate": truncate}
+                                "truncate": truncate, "append": append}
         return {"upload": number, "file": file.id if file else 0, "version": file.version if file else 0,
-                "partial": partial is not None, "placement": 7,
+                "partial": partial is not None, "placement": 7, "path": list(key),
                 "mode": 0o100000 | (file.mode if file else 0o644 if mode is None else mode), **self._content(manifest)}
 
     def _upload(self, upload: int) -> dict[str, Any]:
@@ -337,13 +348,14 @@ class FakeNode:
         return {}
 
     def _fs_publish(self, session: int, upload: int, size: int, depth: int, ids: bytes, placement: int, digest: str,
-                    attrs: dict[str, Any]) -> Any:
+                    attrs: dict[str, Any], base: int) -> Any:
         manifest = Manifest(size, depth, ids)
         assert placement == 7 and manifest.problem() is None, manifest.problem()
         about = self._upload(upload)
         tree = self.files[about["user"]]
         file = about["file"] or tree.get(about["key"])
-        if about["file"] and not about["truncate"] and file.version != about["base"]:
+        assert not base or base == about["base"] or about["append"]
+        if about["file"] and not about["truncate"] and file.version != (base or about["base"]):
             raise Refuse("conflict", "the file was changed by another session meanwhile")
         if file is None:
             file = tree[about["key"]] = File(upload, None, 0o644 if about["mode"] is None else about["mode"])
@@ -400,7 +412,34 @@ class FakeNode:
             tree[tuple(target) + key[len(source):]] = tree.pop(key)
         return {}
 
-    def _fs_setstat(self, session: int, path: list[bytes], file: int, attrs: dict[str, Any]) -> Any:
+    def _fs_base(self, session: int, upload: int) -> Any:
+        file = self._upload(upload)["file"]
+        return {"version": file.version, "placement": 7, **self._content(file.manifest)}
+
+    def _fs_copy(self, session: int, upload: int, open: int, size: int, depth: int, ids: bytes, bytes: int) -> Any:
+        self._upload(upload)
+        assert Manifest(size, depth, ids).problem() is None
+        return {}
+
+    def _fs_symlink(self, session: int, path: list[bytes], target: bytes) -> Any:
+        if tuple(path) in self._tree(session):
+            raise Refuse("exists", "it exists")
+        file = self._tree(session)[tuple(path)] = File(self._next(), None, 0o777)
+        file.target = target
+        return {}
+
+    def _fs_link(self, session: int, source: list[bytes], target: list[bytes]) -> Any:
+        if tuple(target) in self._tree(session):
+            raise Refuse("exists", "it exists")
+        self._tree(session)[tuple(target)] = self._found(session, source)
+        return {}
+
+    def _fs_statvfs(self, session: int, path: list[bytes]) -> Any:
+        self._found(session, path)
+        return {"total": 100_000, "free": 3000, "files": 5, "read_only": True}
+
+    def _fs_setstat(self, session: int, path: list[bytes], file: int, attrs: dict[str, Any],
+                    follow: bool = True) -> Any:
         found = next((f for f in self._tree(session).values() if f.id == file), None) if file else None
         found = found or self._found(session, path)
         found.mode = attrs.get("mode", found.mode)

@@ -7,7 +7,6 @@ from typing import Any
 
 from raftmft.sftp import packets as p
 from raftmft.sftp.attrs import FileAttrs, decode_attrs, encode_attrs
-from tests.sftp.fake_node import FakeNode
 
 RW_CREAT = p.FXF_READ | p.FXF_WRITE | p.FXF_CREAT
 PUT = p.FXF_WRITE | p.FXF_CREAT | p.FXF_TRUNC
@@ -30,8 +29,8 @@ class RawSftp:
         self.count = 0
 
     @classmethod
-    async def open(cls, node: FakeNode, connection: Any = None, **options: Any) -> RawSftp:
-        """A channel, on a connection of its own unless one is given, after INIT."""
+    async def open(cls, node: Any, connection: Any = None, **options: Any) -> RawSftp:
+        """A channel, on a connection of its own unless one is given, after INIT. `node` need only have `connect`."""
         if connection is None:
             connection = await node.connect(**options)
         stdin, stdout, _ = await connection.open_session(subsystem="sftp", encoding=None)
@@ -150,6 +149,47 @@ class RawSftp:
             await self.call(p.EXTENDED, s("posix-rename@openssh.com"), s(source), s(target))
         else:
             await self.call(p.RENAME, s(source), s(target))
+
+    async def extended(self, name: str, *fields: bytes) -> Any:
+        """EXTENDED."""
+        return await self.call(p.EXTENDED, s(name), *fields)
+
+    async def lstat(self, path: str) -> FileAttrs:
+        """LSTAT."""
+        return await self.call(p.LSTAT, s(path))
+
+    async def symlink(self, target: str, link: str) -> None:
+        """SYMLINK, in OpenSSH's order."""
+        await self.call(p.SYMLINK, s(target), s(link))
+
+    async def readlink(self, path: str) -> bytes:
+        """READLINK."""
+        (target,) = await self.call(p.READLINK, s(path))
+        return target
+
+    async def realpath(self, path: str) -> bytes:
+        """REALPATH."""
+        (found,) = await self.call(p.REALPATH, s(path))
+        return found
+
+    async def hardlink(self, source: str, target: str) -> None:
+        """hardlink@openssh.com."""
+        await self.extended("hardlink@openssh.com", s(source), s(target))
+
+    async def copy(self, source: bytes, target: bytes, offset: int = 0, length: int = 0, to: int = 0) -> None:
+        """copy-data."""
+        await self.extended("copy-data", s(source), struct.pack(">QQ", offset, length), s(target),
+                            struct.pack(">Q", to))
+
+    async def put(self, path: str, data: bytes, flags: int = PUT) -> None:
+        """A whole file."""
+        handle = await self.open_file(path, flags)
+        await self.write(handle, 0, data)
+        await self.close_handle(handle)
+
+    async def remove(self, path: str) -> None:
+        """REMOVE."""
+        await self.call(p.REMOVE, s(path))
 
     async def fsync(self, handle: bytes) -> None:
         """fsync@openssh.com."""

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raftmft.sftp import extended as x
 from raftmft.sftp import packets as p
 from raftmft.sftp.attrs import FileAttrs, decode_attrs, encode_attrs, longname
 from tests.sftp.raw_client import s
@@ -61,6 +62,15 @@ def test_every_cut_of_a_request_is_malformed_or_harmless(kind: int, path: bytes,
         assert p.parse(memoryview(whole[:end])).id == (0 if kind == p.INIT else 9)
 
 
+@given(st.sampled_from([name for name, _ in x.OFFERED]), st.binary(max_size=99))
+def test_extensions_cut_or_filled_with_junk_are_malformed_or_harmless(name: bytes, junk: bytes) -> None:
+    head = struct.pack(">BI", p.EXTENDED, 9) + s(name)
+    assert not isinstance(p.parse(memoryview(head + s(b"") * 9)), p.Unsupported), "offered and not known"
+    for body in (junk, s(junk), s(junk) + junk, s(junk) + s(junk)):
+        for end in range(len(body)):
+            assert p.parse(memoryview(head + body[:end])).id == 9
+
+
 def test_trailing_bytes_are_ignored() -> None:
     body = struct.pack(">BI", p.WRITE, 1) + s(b"h") + struct.pack(">Q", 5) + s(b"data") + b"rclone 1.60"
     request = p.parse(memoryview(body))
@@ -81,7 +91,7 @@ def test_attributes_come_back(attrs: FileAttrs, one: int | None, two: int | None
 
 
 def test_status_replies_have_the_right_length() -> None:
-    for reply in (p.ok_reply(7), p.status_reply(7, 4, "no quorum: é"), p.name_reply(7, []), p.limits_reply(7, 3)):
+    for reply in (p.ok_reply(7), p.status_reply(7, 4, "no quorum: é"), p.name_reply(7, []), x.limits_reply(7, 3)):
         assert struct.unpack(">I", reply[:4])[0] == len(reply) - 4
     assert p.ok_reply(7) == p.status_reply(7, 0, "Success")
 
