@@ -88,7 +88,7 @@ class Machine:
         self.users = Users(state, self.namespace, self.sessions, audit)
         publisher = Publisher(state, self.namespace, self.partials, self.uploads, audit)
         tree = Tree(state, self.namespace, self.partials, self.uploads, audit)
-        copies = Copies(state, self.namespace, self.uploads, audit)
+        copies = Copies(state, self.namespace, self.partials, self.uploads, audit)
         self._handlers: dict[type[c.Command], Callable[[Any], dict[str, Any]]] = {
             c.NoOp: _nothing,
             c.Bootstrap: self.members.bootstrap,

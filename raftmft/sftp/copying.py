@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import asyncio
 
-from raftmft.core.manifest import CHUNK_SIZE
+from raftmft.core.errors import RaftmftError
+from raftmft.core.manifest import CHUNK_SIZE, MAX_FILE_SIZE
 from raftmft.sftp import status
 from raftmft.sftp.extended import CopyData
 from raftmft.sftp.files import ReadFile, WriteHandle
@@ -31,7 +32,7 @@ SLOTS_A_TURN = 256
 async def copy(lookup: Lookup, source: ReadFile | WriteHandle, target: Upload, request: CopyData) -> None:
     """Copies as OpenSSH's server does: a length of 0 is until the end; Answer(EOF) if the source ends before `length`.
 
-    What was copied by then stays copied. Cancelled, or in trouble: some of it may be.
+    Trouble poisons the upload, as a failed WRITE does. Cancelled: some of it may be copied.
     """
     if isinstance(source, WriteHandle) and source.upload is target:
         raise Answer(status.FAILURE, "a file cannot be copied into itself")
@@ -40,16 +41,23 @@ async def copy(lookup: Lookup, source: ReadFile | WriteHandle, target: Upload, r
     end = min(size, wanted_end) if request.length else size
     at = target.size if target.appends else request.target_offset
     count = max(0, end - request.offset)
-    if isinstance(source, ReadFile):
-        content = source.content.manifest
-        await lookup.ask("fs.copy", upload=target.id, open=source.open, size=content.size, depth=content.depth,
-                         ids=content.ids, bytes=count)
-    if isinstance(source, ReadFile) and count == size and at == 0 and target.is_empty:
-        target.adopt(source.content.manifest, source.digest)
-    else:
-        await _copy_range(source, request.offset, end, target, at)
-    if target.checkpoints.is_behind():
-        await target.checkpoints.now()
+    if at + count > MAX_FILE_SIZE:
+        raise Answer(status.FAILURE, f"File too large: at most {MAX_FILE_SIZE} bytes")
+    try:
+        target.seals.check()
+        if isinstance(source, ReadFile):
+            content = source.content.manifest
+            await lookup.ask("fs.copy", upload=target.id, open=source.open, size=content.size, depth=content.depth,
+                             ids=content.ids, bytes=count)
+        if isinstance(source, ReadFile) and count == size and at == 0 and target.is_empty:
+            target.adopt(source.content.manifest, source.digest)
+        else:
+            await _copy_range(source, request.offset, end, target, at)
+        if target.checkpoints.is_behind():
+            await target.checkpoints.now()
+    except RaftmftError as trouble:
+        target.seals.poison(trouble)
+        raise
     if request.length and wanted_end > size:
         raise Answer(status.EOF)
 

@@ -532,6 +532,14 @@ def test_what_cannot_be_copied(world: World, session: int, monkeypatch: pytest.M
     assert world.refused(c.CopyData(other, theirs, opened, content(20), 1)) == Code.NOT_FOUND
     for manifest, size in ((Manifest(10), 1), (content(20), 21), (content(20), -1)):
         assert world.refused(c.CopyData(session, upload, opened, manifest, size)) == Code.INVALID
+    world.ok(c.UserSet("ann", quota_bytes=45))
+    world.checkpoint(session, upload, 15)
+    world.ok(c.CopyData(session, upload, opened, content(20), 20))
+    world.ok(c.UserSet("ann", quota_bytes=39))
+    assert world.refused(c.CopyData(session, upload, opened, content(20), 20)) == Code.QUOTA
+    over = world.begin(session, "from", truncate=True)["upload"]
+    world.ok(c.CopyData(session, over, opened, content(20), 20))
+    world.ok(c.UserSet("ann", quota_bytes=0))
     monkeypatch.setattr("raftmft.core.uploads.MAX_SOURCES_PER_UPLOAD", 1)
     world.ok(c.CopyData(session, upload, opened, content(20), 1))
     world.put(other, "from", 20)
