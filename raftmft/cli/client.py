@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import http.client
+import ipaddress
 import json
 import socket
-from collections.abc import Callable
+import ssl
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import urlencode, urlsplit
+from typing import Any
+from urllib.parse import SplitResult, urlencode, urlsplit
 
 import click
 
 from raftmft.core.errors import ConfigError, NodeUnreachable, NoQuorum, OutcomeUnknown, RaftmftError
 
 TIMEOUT_S = 30.0
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class NotFound(RaftmftError):
@@ -23,24 +24,27 @@ class NotFound(RaftmftError):
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=TIMEOUT_S)
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
         self._path = path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(TIMEOUT_S)
+        self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
 
 
 class Client:
     """Calls of the admin API. Raises NodeUnreachable, NoQuorum, OutcomeUnknown, RaftmftError with the node's line."""
 
-    def __init__(self, data_dir: str | None, admin: str | None, token_file: str | None) -> None:
+    def __init__(self, data_dir: str | None, admin: str | None, token_file: str | None = None,
+                 ca_file: str | None = None) -> None:
         if data_dir is None and admin is None:
             raise click.UsageError("which node? Give --data-dir or --admin, or set RAFTMFT_DATA_DIR or RAFTMFT_ADMIN.")
         self._socket = Path(data_dir).absolute() / "admin.sock" if data_dir else None
         self._admin, self._headers = admin, {"content-type": "application/json"}
+        self._url = None if self._socket is not None else _checked_url(admin or "", ca_file)
+        self._ca_file = ca_file
         if self._socket is None and token_file:
             try:
                 token = Path(token_file).read_text().strip()
@@ -53,9 +57,9 @@ class Client:
         given = {key: value for key, value in query.items() if value is not None}
         return self.call("GET", path + (f"?{urlencode(given)}" if given else ""))
 
-    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    def call(self, method: str, path: str, body: dict[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S) -> Any:
         """One request; the decoded JSON answer."""
-        connection = self._connect()
+        connection = self._connect(timeout_s)
         try:
             connection.request(method, path, json.dumps(body) if body is not None else None, self._headers)
             response = connection.getresponse()
@@ -79,14 +83,51 @@ class Client:
         """The socket or URL, for messages."""
         return str(self._socket or self._admin)
 
-    def _connect(self) -> http.client.HTTPConnection:
+    def _connect(self, timeout_s: float) -> http.client.HTTPConnection:
         if self._socket is not None:
-            return _UnixConnection(self._socket)
-        url = urlsplit(self._admin or "")
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise click.UsageError(f"--admin must be a URL like http://127.0.0.1:7480, not {self._admin!r}.")
-        kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-        return kind(url.hostname, url.port, timeout=TIMEOUT_S)
+            return _UnixConnection(self._socket, timeout_s)
+        url = self._url
+        assert url is not None and url.hostname is not None
+        if url.scheme == "https":
+            return http.client.HTTPSConnection(url.hostname, url.port, timeout=timeout_s,
+                                               context=_tls(self._ca_file or ""))
+        return http.client.HTTPConnection(url.hostname, url.port, timeout=timeout_s)
+
+
+def _checked_url(text: str, ca_file: str | None) -> SplitResult:
+    try:
+        url = urlsplit(text)
+        wrong = url.scheme not in ("http", "https") or not url.hostname or url.port == 0
+    except ValueError:
+        wrong = True
+    if wrong:
+        raise click.UsageError(f"--admin must be a URL like http://127.0.0.1:7480 or https://HOST:7480, not {text!r}.")
+    if url.scheme == "https" and not ca_file:
+        raise click.UsageError("for https:// give the cluster's certificate: --admin-ca FILE (a copy of keys/ca.crt).")
+    if url.scheme == "http" and not _is_loopback(url.hostname or ""):
+        raise click.UsageError(f"{text} would send the token in the clear; use https:// and --admin-ca FILE.")
+    return url
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _tls(ca_file: str) -> ssl.SSLContext:
+    """Only the cluster's own authority is believed, and any member may answer: host names are not checked."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        context.load_verify_locations(ca_file)
+    except ssl.SSLError:
+        raise ConfigError(f"{ca_file} is no certificate (PEM); give a copy of a member's keys/ca.crt") from None
+    except OSError as error:
+        raise ConfigError(f"{ca_file} cannot be read: {error.strerror}") from None
+    return context
 
 
 def _reason(error: Exception) -> str:
@@ -106,21 +147,32 @@ def _error(status: int, data: bytes) -> RaftmftError:
     return NotFound(text) if status == 404 else RaftmftError(text)
 
 
-def node_options(command: F) -> F:
-    """Adds --data-dir, --admin, --admin-token-file and -o to a command; it gets `client` and `output`."""
-    import functools
+def output_option(command: Any) -> Any:
+    """Adds -o to a command that asks no node."""
+    return click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)(
+        command)
+
+
+def node_options(command: Any = None, *, required: bool = True) -> Any:
+    """Adds --data-dir, --admin, --admin-token-file, --admin-ca and -o to a command; it gets `client` and `output`.
+
+    Unless `required`, the client is None when no node is named.
+    """
+    if command is None:
+        return functools.partial(node_options, required=required)
 
     @click.option("--data-dir", envvar="RAFTMFT_DATA_DIR", type=click.Path(), help="Data directory of a running node.")
     @click.option("--admin", envvar="RAFTMFT_ADMIN", help="Admin URL of a running node.")
-    @click.option(
-        "--admin-token-file",
-        envvar="RAFTMFT_ADMIN_TOKEN_FILE",
-        type=click.Path(),
-        help="File with the token for --admin.",
-    )
-    @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+    @click.option("--admin-token-file", envvar="RAFTMFT_ADMIN_TOKEN_FILE", type=click.Path(),
+                  help="File with the token for --admin.")
+    @click.option("--admin-ca", envvar="RAFTMFT_ADMIN_CA", type=click.Path(),
+                  help="The cluster's certificate (a copy of keys/ca.crt), for --admin https://...")
+    @output_option
     @functools.wraps(command)
-    def wrapped(data_dir: str | None, admin: str | None, admin_token_file: str | None, output: str, **rest: Any) -> Any:
-        return command(client=Client(data_dir, admin, admin_token_file), output=output, **rest)
+    def wrapped(data_dir: str | None, admin: str | None, admin_token_file: str | None, admin_ca: str | None,
+                output: str, **rest: Any) -> Any:
+        named = required or data_dir is not None or admin is not None
+        client = Client(data_dir, admin, admin_token_file, admin_ca) if named else None
+        return command(client=client, output=output, **rest)
 
-    return wrapped  # type: ignore[return-value]
+    return wrapped

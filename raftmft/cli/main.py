@@ -20,11 +20,15 @@ COMMANDS = {
     "status": ("raftmft.cli.status", "status", "Show the cluster and what it can lose now."),
     "member": ("raftmft.cli.member", "member", "List members."),
     "user": ("raftmft.cli.user", "user", "Manage users and their keys."),
+    "sessions": ("raftmft.cli.sessions", "sessions", "List and end sessions."),
+    "file": ("raftmft.cli.file", "file", "Show where a file's chunks are."),
     "config": ("raftmft.cli.config", "config", "Show and set cluster-wide options."),
     "audit": ("raftmft.cli.audit", "audit", "Ask who transferred what."),
+    "admin-token": ("raftmft.cli.admin_token", "admin_token", "Manage tokens for the admin API."),
+    "completion": ("raftmft.cli.completion", "completion", "Print a shell's completion script."),
     "version": ("raftmft.cli.version", "version", "Show the version."),
 }
-FAILED, NO_QUORUM, UNREACHABLE = 1, 4, 5
+FAILED, USAGE, NO_QUORUM, UNREACHABLE = 1, 2, 4, 5
 
 
 class LazyGroup(click.Group):
@@ -72,6 +76,9 @@ def main() -> None:
         sys.exit(
             UNREACHABLE if isinstance(error, NodeUnreachable) else NO_QUORUM if isinstance(error, NoQuorum) else FAILED
         )
+    except UnicodeEncodeError:
+        click.echo("raftmft: an argument is not UTF-8 text; write it as UTF-8", err=True)
+        sys.exit(USAGE)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: nothing to say
         sys.exit(FAILED)

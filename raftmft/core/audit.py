@@ -46,12 +46,12 @@ class AuditLog:
 
     def query(self, *, user: str | None = None, kind: str | None = None, path: str | None = None,
               after_index: int = 0, since_ms: int | None = None, until_ms: int | None = None,
-              limit: int = 1000) -> list[dict[str, Any]]:
+              limit: int = 1000, newest: bool = False) -> list[dict[str, Any]]:
         """Records that fit every filter given, oldest first: FIELDS and "hash" (hex).
 
         `path` fits a record's path or target, with or without the leading slash; since <= time < until. At most
         `limit` records, and then the rest of the last one's index, so that `after_index` = the last index continues
-        without loss.
+        without loss. With `newest` they are the last `limit` that fit, still oldest first.
         """
         where = ["idx > ?"]
         values: list[Any] = [after_index]
@@ -65,9 +65,12 @@ class AuditLog:
             where.append("(path = ? OR target = ?)")
             values += ["/" + path.strip("/")] * 2
         select = f"SELECT {_COLUMNS}, hash, n FROM audit WHERE {' AND '.join(where)}"
-        rows = self._db.execute(f"{select} ORDER BY idx, n LIMIT ?",
-                                (*values, max(0, min(limit, MAX_QUERY_RECORDS)))).fetchall()
-        if rows:
+        values_and_limit = (*values, max(0, min(limit, MAX_QUERY_RECORDS)))
+        if newest:
+            rows = self._db.execute(f"{select} ORDER BY idx DESC, n DESC LIMIT ?", values_and_limit).fetchall()[::-1]
+        else:
+            rows = self._db.execute(f"{select} ORDER BY idx, n LIMIT ?", values_and_limit).fetchall()
+        if rows and not newest:
             last, n = rows[-1][0], rows[-1][-1]
             rows += self._db.execute(f"{select} AND idx = ? AND n > ? ORDER BY idx, n", (*values, last, n)).fetchall()
         return [{**dict(zip(FIELDS, row, strict=False)), "hash": row[-2].hex()} for row in rows]

@@ -1,30 +1,34 @@
 """The admin HTTP server: hypercorn on trio, on the data directory's Unix socket (0600, trusted) and on a TCP port
-(token). Both serve the same routes.
+(token; TLS beyond loopback). Both serve the same routes.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import hypercorn.trio
 import trio
 from hypercorn.config import Config
-from hypercorn.trio import serve
 
+from raftmft.cluster.certificates import CertificateFiles
 from raftmft.core.errors import ConfigError
 from raftmft.node.api import ADMIN, Caller, error
 
 log = logging.getLogger(__name__)
 
 App = Callable[..., Awaitable[Any]]
-Authenticate = Callable[[bytes], Caller | None]
+Authenticate = Callable[[bytes], Awaitable[Caller | None]]
 LOCAL = Caller("local administrator", ADMIN)
 OPEN_PATHS = ("/healthz", "/readyz", "/metrics")
 SHUTDOWN_S = 1.0
+LOOK_EVERY_S = 60.0
 
 
 class Guard:
@@ -37,8 +41,11 @@ class Guard:
 
     async def __call__(self, scope: dict[str, Any], receive: App, send: App) -> None:
         """ASGI."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+            return
         if scope["type"] == "http":
-            caller = LOCAL if self._authenticate is None else self._bearer(self._authenticate, scope)
+            caller = LOCAL if self._authenticate is None else await self._bearer(self._authenticate, scope)
             if caller is None and scope["path"] not in OPEN_PATHS:
                 response = error(401, "a valid token is needed: set RAFTMFT_ADMIN_TOKEN_FILE", "permission",
                                  {"www-authenticate": "Bearer"})
@@ -48,11 +55,11 @@ class Guard:
         await self._app(scope, receive, send)
 
     @staticmethod
-    def _bearer(authenticate: Authenticate, scope: dict[str, Any]) -> Caller | None:
+    async def _bearer(authenticate: Authenticate, scope: dict[str, Any]) -> Caller | None:
         given = [value for name, value in scope["headers"] if name == b"authorization"]
         if len(given) != 1 or not given[0].startswith(b"Bearer "):
             return None
-        return authenticate(given[0].removeprefix(b"Bearer "))
+        return await authenticate(given[0].removeprefix(b"Bearer "))
 
 
 def listen_unix(path: Path) -> socket.socket:
@@ -73,14 +80,64 @@ def listen_unix(path: Path) -> socket.socket:
     return listener
 
 
-async def run(app: App, listener: socket.socket, authenticate: Authenticate | None, stop: trio.Event) -> None:
-    """Serves on one listener until `stop`; requests under way get SHUTDOWN_S."""
-    config = Config()
+async def serve(app: App, unix: socket.socket, tcp: socket.socket, authenticate: Authenticate,
+                certificates: CertificateFiles) -> None:
+    """Serves both listeners until cancelled. Beyond loopback the port speaks TLS, with this member's certificate."""
+    plain = ipaddress.ip_address(tcp.getsockname()[0].partition("%")[0]).is_loopback
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run, app, unix, None, Config())
+        config = Config() if plain else TlsConfig(certificates)
+        nursery.start_soon(run, app, tcp, authenticate, config)
+        if isinstance(config, TlsConfig):
+            nursery.start_soon(config.follow_renewals)
+
+
+async def run(app: App, listener: socket.socket, authenticate: Authenticate | None, config: Config) -> None:
+    """Serves on one listener until cancelled."""
     config.bind = [f"fd://{listener.detach()}"]
     config.graceful_timeout = SHUTDOWN_S
     config.shutdown_timeout = SHUTDOWN_S
     config.keep_alive_timeout = 30
+    config.alpn_protocols = ["http/1.1"]
     config.h11_max_incomplete_size = 64 * 1024
     config.errorlog = logging.getLogger("hypercorn.error")
     config.include_server_header = False
-    await serve(Guard(app, authenticate), config, shutdown_trigger=stop.wait)  # type: ignore[arg-type]
+    await hypercorn.trio.serve(Guard(app, authenticate), config, shutdown_trigger=trio.sleep_forever)  # type: ignore[arg-type]
+
+
+class TlsConfig(Config):
+    """TLS 1.3 with a member's certificate, which may be renewed while it serves."""
+
+    def __init__(self, certificates: CertificateFiles) -> None:
+        super().__init__()
+        self._certificates = certificates
+        self.certfile, self.keyfile = str(certificates.certificate), str(certificates.key)
+        self._context: ssl.SSLContext | None = None
+
+    def create_ssl_context(self) -> ssl.SSLContext | None:
+        """As hypercorn makes it, and kept."""
+        context = super().create_ssl_context()
+        if context is not None:
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
+        self._context = context
+        return context
+
+    async def follow_renewals(self) -> None:
+        """Takes a new certificate into use within LOOK_EVERY_S; until cancelled."""
+        seen = self._stamp()
+        while True:
+            await trio.sleep(LOOK_EVERY_S)
+            now = self._stamp()
+            if now != seen and self._context is not None:
+                try:
+                    self._context.load_cert_chain(self._certificates.certificate, self._certificates.key)
+                except (OSError, ssl.SSLError) as trouble:  # between key and certificate: look again
+                    log.warning("the admin port goes on with the old certificate: %s", trouble)
+                    continue
+                seen = now
+
+    def _stamp(self) -> int:
+        try:
+            return self._certificates.certificate.stat().st_mtime_ns
+        except OSError:
+            return 0

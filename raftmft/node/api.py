@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import trio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 V1 = "/api/v1"
 MOST_BODY_BYTES = 256 * 1024
+BODY_LIMIT_S = 30.0
 VIEWER, OPERATOR, ADMIN = ROLES = ("viewer", "operator", "admin")
 """What a caller may do, each more than the one before: look; steer users, sessions and bans; everything."""
 _STATUS = {Code.NOT_FOUND: 404, Code.NO_USER: 404, Code.NO_SESSION: 404, Code.EXISTS: 409, Code.CONFLICT: 409,
@@ -141,10 +143,13 @@ async def _checked(operation: Operation, request: Request, caller: Caller) -> Ca
 
 async def _json(request: Request) -> Any:
     data = bytearray()
-    async for part in request.stream():
-        data += part
-        if len(data) > MOST_BODY_BYTES:
-            raise BadRequest(f"the body is over {MOST_BODY_BYTES} bytes")
+    with trio.move_on_after(BODY_LIMIT_S) as limit:
+        async for part in request.stream():
+            data += part
+            if len(data) > MOST_BODY_BYTES:
+                raise BadRequest(f"the body is over {MOST_BODY_BYTES} bytes")
+    if limit.cancelled_caught:
+        raise BadRequest(f"the body did not come within {BODY_LIMIT_S:.0f} s")
     try:
         return json.loads(bytes(data)) if data.strip() else {}
     except (ValueError, RecursionError):  # UnicodeDecodeError and over-long numbers are ValueErrors

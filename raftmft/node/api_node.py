@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -10,6 +10,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from raftmft import __version__
+from raftmft.core.commands import MemberSpec
 from raftmft.node.api import V1, Call, Operation
 
 MEMBER = {"name": str, "id": str, "mode": str, "weight": int, "host": str, "sftp_port": int, "peer_port": int,
@@ -25,7 +26,7 @@ class NodeApi:
     """`status` gives the status document; `ready` None when this node serves, else why not."""
 
     def __init__(self, status: Callable[[], dict[str, Any]], ready: Callable[[], str | None],
-                 members: Callable[[], list[dict[str, Any]]]) -> None:
+                 members: Callable[[], Sequence[MemberSpec]]) -> None:
         self._status, self._ready, self._members = status, ready, members
 
     def open_routes(self) -> list[Route]:
@@ -54,4 +55,7 @@ class NodeApi:
         return {"version": __version__}
 
     async def _get_members(self, _: Call) -> Any:
-        return {"members": self._members()}
+        return {"members": [
+            {"name": m.name, "id": m.id, "mode": m.mode, "weight": m.weight, "host": m.host, "sftp_port": m.sftp_port,
+             "peer_port": m.peer_port, "gossip_port": m.gossip_port}
+            for m in sorted(self._members(), key=lambda m: m.name)]}

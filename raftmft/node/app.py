@@ -13,7 +13,6 @@ A part that fails takes the node down: a node that cannot sync, apply or listen 
 
 from __future__ import annotations
 
-import hmac
 import logging
 import os
 import shutil
@@ -46,11 +45,7 @@ from raftmft.core.manifest import Manifest
 from raftmft.core.membership import Load
 from raftmft.core.outcome import Outcome
 from raftmft.node import admin
-from raftmft.node.api import ADMIN, Caller, build
-from raftmft.node.api_audit import AuditApi
-from raftmft.node.api_config import ConfigApi
-from raftmft.node.api_node import NodeApi
-from raftmft.node.api_users import UsersApi
+from raftmft.node.admin_app import admin_app
 from raftmft.node.chunks import Chunks
 from raftmft.node.datadir import DataDir
 from raftmft.node.dispatch import Dispatch
@@ -59,13 +54,14 @@ from raftmft.node.evictions import Evictions
 from raftmft.node.files import Files
 from raftmft.node.frontdoor import FrontDoor
 from raftmft.node.genesis import HOST_KEY, bootstrap_command
+from raftmft.node.holders import Holders
 from raftmft.node.leader import LeaderDuties
 from raftmft.node.logins import Logins
 from raftmft.node.quorum import QuorumWatch
 from raftmft.node.settings import Settings
 from raftmft.node.sockets import Listeners
 from raftmft.node.state import close_state, open_state
-from raftmft.node.status import describe
+from raftmft.node.tokens import Tokens
 from raftmft.node.view import ClusterView
 from raftmft.node.workers import Worker, Workers
 from raftmft.raft.driver import RaftDriver
@@ -128,6 +124,7 @@ class Node:
         self.links = PeerLinks(me, self.view.peer_addresses, self.view.directory,
                                on_up=self.driver.peer_connected, on_down=self._link_down)
         self.links.on_message(RAFT, self.driver.receive)
+        self.holders = Holders(self.me, self.links, lambda chunk_id: self.holdings.find(chunk_id) is not None)
         self.pool = BulkPool(lambda member: hello.dial(
             me, member, self.view.peer_addresses()[member], "bulk", self.view.directory))
         self.replicator = Replicator(self.me, self.pool.put, self.view.alive, self.view.ranking)
@@ -155,16 +152,7 @@ class Node:
         self.door = FrontDoor(self.me, self.workers, self.view.choose, self._relay)
         self.duties = LeaderDuties(self.driver, self.state, bootstrap_command(self.seed), self.view.dead)
         self.watch = QuorumWatch(self.epoch, self.view.has_quorum, self.workers.kill_all_sessions)
-        self._make_api()
-
-    def _make_api(self) -> None:
-        node = NodeApi(lambda: describe(self.view.facts()), self._not_ready, self._list_members)
-        self.api = build([
-            *node.operations(),
-            *UsersApi(self.state, self.epoch).operations(),
-            *ConfigApi(self.state, self.epoch).operations(),
-            *AuditApi(self.state, self.epoch).operations(),
-        ], node.open_routes())
+        self.api = admin_app(self)
 
     # --- life -------------------------------------------------------------------------------------
     async def run(self) -> None:
@@ -210,15 +198,9 @@ class Node:
             await self.driver.hand_over()
 
     async def _serve_admin(self) -> None:
-        token = self.data_dir.admin_token.read_bytes().strip()
-        stopped = trio.Event()
-
-        def authenticate(given: bytes) -> Caller | None:
-            return Caller("administrator by token", ADMIN) if hmac.compare_digest(given, token) else None
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(admin.run, self.api, self.listeners.admin_unix, None, stopped)
-            nursery.start_soon(admin.run, self.api, self.listeners.admin, authenticate, stopped)
+        tokens = Tokens(self.data_dir.admin_token.read_bytes().strip(), self.state, self.epoch.barrier)
+        await admin.serve(self.api, self.listeners.admin_unix, self.listeners.admin, tokens.authenticate,
+                          self.data_dir.certificates)
 
     async def _report_load(self) -> None:
         cpu, at = time.process_time(), trio.current_time()
@@ -285,7 +267,8 @@ class Node:
         host = f"[{preface.address}]" if ":" in preface.address else preface.address
         await self.door.arrived(sock, f"{host}:{preface.port}")
 
-    def _not_ready(self) -> str | None:
+    def not_ready(self) -> str | None:
+        """None when this node serves and holds all it should, else why not."""
         if not self.epoch.begun.is_set():
             return "this node has not joined its cluster yet"
         if not self.view.has_quorum():
@@ -295,11 +278,6 @@ class Node:
         if self.replica.can_apply() or self.repairer.missing or not self.repairer.caught_up:
             return "this node still fetches what it missed"
         return None
-
-    def _list_members(self) -> list[dict[str, Any]]:
-        return [{"name": m.name, "id": m.id, "mode": m.mode, "weight": m.weight, "host": m.host,
-                 "sftp_port": m.sftp_port, "peer_port": m.peer_port, "gossip_port": m.gossip_port}
-                for m in sorted(self.view.members(), key=lambda m: m.name)]
 
 
 def notify_systemd(state: str) -> None:

@@ -1,4 +1,6 @@
-"""Sessions whose user was disabled or removed are ended on the node that has them, as soon as that is applied here."""
+"""Sessions that the cluster ended (killed by an operator, user disabled or removed) are ended on the node that serves
+them, as soon as that is applied here.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,16 @@ from collections.abc import Sequence
 
 import trio
 
-from raftmft.core.commands import UserRemove, UserSet
+from raftmft.core.commands import SessionKill, UserRemove, UserSet
 from raftmft.core.machine import Entry
 from raftmft.core.outcome import Outcome
 from raftmft.node.workers import Workers
 
 log = logging.getLogger(__name__)
+
+LOOK_AGAIN_S = 0.25
+LOOKS = 8
+"""A session may be killed between its login's commit and the moment this node hears of it: look again some times."""
 
 
 class Evictions:
@@ -21,20 +27,27 @@ class Evictions:
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
         self._users: set[str] = set()
+        self._sessions: dict[int, int] = {}
         self._wake = trio.Event()
 
     def applied(self, entries: Sequence[Entry], outcomes: Sequence[Outcome]) -> None:
         """Notes whose sessions are over."""
         for entry, outcome in zip(entries, outcomes, strict=True):
             command = entry.envelope.command
-            if outcome.ok and (type(command) is UserRemove or type(command) is UserSet and command.enabled is False):
+            if not outcome.ok:
+                continue
+            if type(command) is UserRemove or type(command) is UserSet and command.enabled is False:
                 self._users.add(command.name)
+                self._wake.set()
+            elif type(command) is SessionKill:
+                self._sessions[command.session] = LOOKS
                 self._wake.set()
 
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            await self._wake.wait()
+            with trio.move_on_after(LOOK_AGAIN_S if self._sessions else float("inf")):
+                await self._wake.wait()
             self._wake = trio.Event()
             users, self._users = self._users, set()
             for worker in list(self._workers.live.values()):
@@ -42,3 +55,11 @@ class Evictions:
                     if user in users:
                         log.info("session %d ends: user %s was disabled or removed", session, user)
                         await self._workers.kill_session(session, "user disabled or removed")
+            for session, looks in list(self._sessions.items()):
+                if await self._workers.kill_session(session, "killed by an administrator"):
+                    log.info("session %d ends: killed by an administrator", session)
+                    looks = 1
+                if looks <= 1:
+                    del self._sessions[session]
+                else:
+                    self._sessions[session] = looks - 1

@@ -42,6 +42,8 @@ class Logins:
         self._threads = trio.CapacityLimiter(MOST_VERIFYING)
         self._waiting = 0
         self._refused: dict[tuple[str, str, str], int] = {}
+        self.refused_count = 0
+        """How many logins were refused here since the start."""
         self._refusals: Batcher[None] = Batcher(self._commit_refusals, delay_s=1.0, most_at_once=1, most_waiting=1)
 
     async def run(self) -> None:
@@ -98,6 +100,7 @@ class Logins:
 
     def refused(self, user: str, address: str, reason: str) -> None:
         """Counts a refusal; it is committed within about a second."""
+        self.refused_count += 1
         host = address.rsplit(":", 1)[0]
         key = (host, user[:64], reason[:64])
         if key not in self._refused and len(self._refused) >= MOST_REFUSALS_A_SECOND:

@@ -13,7 +13,7 @@ from raftmft.core import commands as c
 from raftmft.core.machine import Entry, Machine
 from raftmft.core.outcome import Outcome
 from raftmft.node.admin import App, Authenticate, Guard
-from raftmft.node.api import Operation, build
+from raftmft.node.api import Caller, Operation, build
 from raftmft.node.link import value_of
 from raftmft.node.state import ReplicatedState
 from raftmft.wire.commands import decode_envelope, decode_outcome, encode_envelope, encode_outcome
@@ -82,6 +82,14 @@ class World:
         if self.trouble is not None:
             raise self.trouble
         self.barriers += 1
+
+
+def bearer(role: str) -> Authenticate:
+    """Knows the token "secret", which has this role."""
+    async def authenticate(given: bytes) -> Caller | None:
+        return Caller("someone", role) if given == b"secret" else None
+
+    return authenticate
 
 
 class Client:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_world import Answer, Client, World
+from api_world import Answer, Client, World, bearer
 
 from raftmft.core.errors import NoQuorum, NotApplied, OutcomeUnknown, RaftmftError
 from raftmft.node.admin import LOCAL
-from raftmft.node.api import ADMIN, OPERATOR, ROLES, VIEWER, Call, Caller, Operation, build
+from raftmft.node.api import ADMIN, OPERATOR, ROLES, VIEWER, Call, Operation, build
 from raftmft.node.api_audit import AuditApi, iso
 from raftmft.node.api_config import ConfigApi
 from raftmft.node.api_fields import BadRequest, Field
@@ -113,7 +113,7 @@ async def test_our_own_bugs_are_an_answer_too_and_are_raised_for_the_log() -> No
 @pytest.mark.parametrize("has", ROLES)
 async def test_a_role_may_do_what_it_may_and_no_more(has: str, needs: str) -> None:
     operation = Operation("POST", "/x", "", echo, role=needs)
-    client = Client([operation], lambda token: Caller("someone", has) if token == b"secret" else None)
+    client = Client([operation], bearer(has))
     client.token = "secret"
     status = (await client.ask("POST", "/x")).status
     assert status == (200 if ROLES.index(has) >= ROLES.index(needs) else 403)
@@ -125,7 +125,7 @@ def test_whoever_may_look_may_change_nothing() -> None:
 
 
 async def test_without_a_token_nothing_is_to_be_had() -> None:
-    client = Client([ECHO], lambda token: Caller("someone", ADMIN) if token == b"secret" else None)
+    client = Client([ECHO], bearer(ADMIN))
     for token in ("", "wrong", "secret "):
         client.token = token
         for path in ("/api/v1/echo/7", "/api/v1/nothing", "/"):
