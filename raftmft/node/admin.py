@@ -83,13 +83,17 @@ def listen_unix(path: Path) -> socket.socket:
 async def serve(app: App, unix: socket.socket, tcp: socket.socket, authenticate: Authenticate,
                 certificates: CertificateFiles) -> None:
     """Serves both listeners until cancelled. Beyond loopback the port speaks TLS, with this member's certificate."""
-    plain = ipaddress.ip_address(tcp.getsockname()[0].partition("%")[0]).is_loopback
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run, app, unix, None, Config())
-        config = Config() if plain else TlsConfig(certificates)
+        config = TlsConfig(certificates) if needs_tls(tcp.getsockname()[0]) else Config()
         nursery.start_soon(run, app, tcp, authenticate, config)
         if isinstance(config, TlsConfig):
             nursery.start_soon(config.follow_renewals)
+
+
+def needs_tls(host: str) -> bool:
+    """Whether what is sent to a listener at this address may leave the host."""
+    return not ipaddress.ip_address(host.partition("%")[0]).is_loopback
 
 
 async def run(app: App, listener: socket.socket, authenticate: Authenticate | None, config: Config) -> None:

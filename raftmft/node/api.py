@@ -104,7 +104,9 @@ def build(operations: Sequence[Operation], routes: Iterable[Route] = ()) -> Star
 
 def error(status: int, text: str, code: str, headers: dict[str, str] | None = None) -> Response:
     """The one shape of an error: {"error": one line, "code": one word}."""
-    return JSONResponse({"error": " ".join(text.split()), "code": code}, status, headers)
+    # It may repeat what was asked, lone surrogates too.
+    line = " ".join(text.split()).encode("utf-8", "replace").decode()
+    return JSONResponse({"error": line, "code": code}, status, headers)
 
 
 def _endpoint(methods: dict[str, Operation]) -> Callable[[Request], Awaitable[Response]]:

@@ -54,7 +54,7 @@ async def test_a_good_request_arrives_typed() -> None:
     ("/7", {"name": "x", "count": -1}, "0 or more"), ("/7", {"name": "x", "on": 1}, "true or false"),
     ("/7", {"name": "x", "lines": "a"}, "a list"), ("/7", {"name": "x", "lines": [1]}, "a list"),
     ("/7", {"name": "x", "lines": ["a"] * 1025}, "1024"), ("/7", {"name": "x", "kind": "c"}, "one of a, b"),
-    ("/7", {"name": "x", "\x1b[31m": 1}, "unknown field"),
+    ("/7", {"name": "x", "\x1b[31m": 1}, "unknown field"), ("/7", b'{"\\ud800": 1}', "unknown field"),
 ])
 async def test_a_bad_request_gets_one_line(target: str, body: Any, says: str) -> None:
     status, line = await Client([ECHO]).refused("POST", f"/api/v1/echo{target}", body)
