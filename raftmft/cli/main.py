@@ -63,13 +63,18 @@ def cli() -> None:
 def main() -> None:
     """The console script. Errors are one line on standard error."""
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="raftmft", complete_var="_RAFTMFT_COMPLETE", standalone_mode=False)
         sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Abort:
         sys.exit(130)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
+        hint = f" (see {command} --help)" if command else ""
+        click.echo(f"raftmft: {' '.join(error.format_message().split())}{hint}", err=True)
         sys.exit(error.exit_code)
     except RaftmftError as error:
         click.echo(f"raftmft: {error}", err=True)

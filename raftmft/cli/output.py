@@ -6,10 +6,12 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import click
 
+MOST_BYTES = 1 << 62
 _UNITS = {
     "": 1,
     "b": 1,
@@ -64,7 +66,10 @@ class Size(click.ParamType):
         """Bytes, or a usage error that says what is taken."""
         if isinstance(value, int):
             return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(value).strip().lower())
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)", str(value).strip().lower())
         if not match or match[2] not in _UNITS:
-            self.fail(f"{value!r} is not a size; write for example 50GiB, 500MB or 1048576", param, ctx)
-        return int(float(match[1]) * _UNITS[match[2]])
+            self.fail(f"{value[:40]!r} is not a size; write for example 50GiB, 500MB or 1048576", param, ctx)
+        size = int(Decimal(match[1]) * _UNITS[match[2]])
+        if size > MOST_BYTES:
+            self.fail(f"{value[:40]!r} is more than the {size_text(MOST_BYTES)} that a size may be", param, ctx)
+        return size

@@ -33,7 +33,9 @@ def _key_line(file: str) -> str:
     with open(file, encoding="utf-8", errors="replace") as stream:
         lines = [line.strip() for line in stream.read(1 << 16).splitlines()]
     keys = [line for line in lines if line and not line.startswith("#")]
-    if len(keys) != 1 or keys[0].startswith("-----"):
+    if keys and keys[0].startswith("-----"):
+        raise click.UsageError(f"{file} holds no OpenSSH public key line; give the .pub file, never the private key.")
+    if len(keys) != 1:
         raise click.UsageError(f"{file} must hold one OpenSSH public key (the .pub file), not {len(keys)} lines.")
     return keys[0]
 
@@ -105,7 +107,10 @@ def list_users(client: Client, output: str) -> None:
     if output == "json":
         print_json(users)
         return
-    print_table(("name", "uid", "login", "keys", "password", "quota", "sessions", "access"), [_row(u) for u in users])
+    print_table(COLUMNS, [_row(u) for u in users])
+
+
+COLUMNS = ("name", "uid", "login", "keys", "password", "files", "used", "sessions", "access")
 
 
 def _row(u: dict[str, Any]) -> tuple[Any, ...]:
@@ -115,8 +120,9 @@ def _row(u: dict[str, Any]) -> tuple[Any, ...]:
         "enabled" if u["enabled"] else "disabled",
         len(u["keys"]),
         "yes" if u["has_password"] else "no",
-        size_text(u["quota_bytes"]) if u["quota_bytes"] else "-",
-        str(u["max_sessions"] or "-"),
+        u["files"],
+        f"{size_text(u['used_bytes'])} of {size_text(u['quota_bytes']) if u['quota_bytes'] else 'any'}",
+        f"{u['sessions']} of {u['max_sessions'] or 'any'}",
         "read only" if u["read_only"] else "read and write",
     )
 
@@ -130,7 +136,7 @@ def show(client: Client, output: str, name: str) -> None:
     if output == "json":
         print_json(value)
         return
-    print_table(("name", "uid", "login", "keys", "password", "quota", "sessions", "access"), [_row(value)])
+    print_table(COLUMNS, [_row(value)])
     for key in value["keys"]:
         click.echo(f"key {key['fingerprint']}")
 

@@ -165,3 +165,80 @@ def test_metrics_and_the_api_document_are_served(shared_cluster: Cluster) -> Non
     request = urllib.request.Request(f"{admin}/api/v1/openapi.json", headers={"authorization": f"Bearer {token}"})
     with urllib.request.urlopen(request, timeout=10) as answer:
         assert "/api/v1/file" in json.loads(answer.read())["paths"]
+
+
+def test_every_verb_of_user_is_true_on_every_node_at_once(shared_cluster: Cluster, tmp_path: Path) -> None:
+    cluster = shared_cluster
+    one, two, *_ = cluster.names
+
+    def may(password: str, user: str = "verbs") -> set[bool]:
+        return {cluster.sftp_with_password(node, "pwd\n", password, user).returncode == 0 for node in cluster.names}
+
+    def show() -> dict[str, Any]:
+        return json.loads(cluster.run("user", "show", "verbs", "-o", "json", node=two).stdout)
+
+    done = cluster.run("user", "add", "verbs")
+    assert b"cannot log in yet" in done.stderr, "made, with neither password nor key"
+    assert may("") == {False}
+    cluster.run("user", "set", "verbs", "--password-stdin", input=b"se cret\n\n", node=two)
+    assert may("se cret\n") == {False}, "sent by a client without the newline that was kept"
+    cluster.run("user", "set", "verbs", "--password-stdin", input=b"se cret\n")
+    assert may("se cret") == {True}, "one trailing newline is cut"
+    cluster.run("user", "disable", "verbs")
+    assert may("se cret") == {False} and show()["enabled"] is False
+    cluster.run("user", "enable", "verbs", node=two)
+    assert may("se cret") == {True} and may("other") == {False}
+    cluster.run("user", "set", "verbs", "--quota", "1.5KiB", "--max-sessions", "7", "--read-only")
+    assert {key: show()[key] for key in ("quota_bytes", "max_sessions", "read_only")} == {
+        "quota_bytes": 1536, "max_sessions": 7, "read_only": True}
+    assert cluster.sftp_with_password(two, "mkdir x\nbye\n", "se cret", "verbs").stderr
+    cluster.run("user", "set", "verbs", "--read-write", "--quota", "0")
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+    done = cluster.run("user", "key", "add", "verbs", str(key), check=False)
+    assert done.returncode == 2 and b"never the private key" in done.stderr
+    added = json.loads(cluster.run("user", "key", "add", "verbs", f"{key}.pub", "-o", "json").stdout)
+    for node in cluster.names:
+        cluster.sftp(node, "pwd\n", user="verbs", key=str(key))
+    keys = json.loads(cluster.run("user", "key", "list", "verbs", "-o", "json", node=two).stdout)
+    assert [k["fingerprint"] for k in keys] == [added["fingerprint"]]
+    assert added["fingerprint"] in cluster.run("user", "show", "verbs").stdout.decode()
+    cluster.run("user", "key", "remove", "verbs", added["fingerprint"])
+    assert cluster.sftp(two, "pwd\n", user="verbs", key=str(key), check=False).returncode != 0
+    assert "verbs" in {u["name"] for u in json.loads(cluster.run("user", "list", "-o", "json", node=two).stdout)}
+    assert b"verbs" in cluster.run("user", "list").stdout
+    assert cluster.run("user", "remove", "verbs", input=b"n\n", check=False).returncode == 130
+    assert show()["name"] == "verbs", "asked first"
+    cluster.run("user", "remove", "verbs", "--yes")
+    assert may("se cret") == {False}
+    for words in (("show",), ("set", "--quota", "1"), ("disable",), ("enable",), ("remove", "--yes")):
+        done = cluster.run("user", words[0], "verbs", *words[1:], check=False)
+        assert done.returncode == 1 and done.stderr.count(b"\n") == 1 and b"verbs" in done.stderr, words
+
+
+def test_an_interrupted_or_impossible_export_leaves_no_file(shared_cluster: Cluster, tmp_path: Path) -> None:
+    done = shared_cluster.run("audit", "export", "--file", str(tmp_path / "no" / "f"), check=False)
+    assert done.returncode == 1 and done.stderr.count(b"\n") == 1
+    (tmp_path / "d").mkdir()
+    assert shared_cluster.run("audit", "export", "--file", str(tmp_path / "d"), check=False).returncode == 2
+    assert list(tmp_path.rglob("*")) == [tmp_path / "d"]
+    for text in (b"{}\n", b"nonsense\n", b"\xff\n", b"[1]\n", b"9" * 5000):
+        file = tmp_path / "bad"
+        file.write_bytes(text)
+        done = shared_cluster.run("audit", "verify", "--file", str(file), check=False)
+        assert done.returncode == 1 and b"line 1" in done.stderr and done.stderr.count(b"\n") == 1
+
+
+def test_no_quorum_is_exit_code_4(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path / "c", nodes=2)
+    try:
+        cluster.start()
+        one, two = cluster.names
+        cluster.kill(two)
+        for words in (("user", "list"), ("config", "set", "login.limit_s", "9"), ("sessions", "list"),
+                      ("audit", "query"), ("file", "show", "/demo/x"), ("admin-token", "list")):
+            done = cluster.run(*words, node=one, check=False)
+            assert done.returncode == 4 and b"quorum" in done.stderr and done.stderr.count(b"\n") == 1, (words, done)
+        assert cluster.run("version", node=one).returncode == 0
+    finally:
+        cluster.stop()
