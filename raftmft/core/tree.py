@@ -185,19 +185,18 @@ class Tree:
     # --- leaves --------------------------------------------------------------------------------------------------
     def _rename_partial(self, command: Rename, who: Who, source: tuple[int, bytes], target: tuple[int, bytes],
                         is_target_published: bool) -> None:
-        partial = self._partials.get(who.uid, *source) if who.partial_bytes else None
-        uploads = set(self._uploads.of_session_at(who.session, *source, 0))
-        if partial is None and not uploads:
+        # Only what this session is writing: others, of the same user too, rename published names alone.
+        uploads = self._uploads.of_session_at(who.session, *source, 0)
+        if not uploads:
             raise not_found(command.source)
         if source == target:
             return
         if is_target_published:
             raise Refuse(Code.EXISTS, "an unfinished upload cannot take the place of a file; finish or remove it first")
-        if partial is not None:
+        partial = self._partials.get(who.uid, *source) if who.partial_bytes else None
+        if partial is not None and partial.upload in uploads:
             self._partials.move(who.uid, *source, *target)
-            if partial.upload:
-                uploads.add(partial.upload)
-        self._uploads.rebind(sorted(uploads), *target)
+        self._uploads.rebind(uploads, *target)
 
     def _clear_target(self, command: Rename, who: Who, kind: int, target: Spot) -> None:
         if not command.replace:

@@ -4,6 +4,9 @@ A checkpoint is due when EVERY_BYTES more are stored and acknowledged, and EVERY
 second case copies of unfinished slots are stored too. Writes stop when the prefix is MOST_BEHIND_BYTES ahead of the
 last checkpoint. Only uploads to names without a published file are checkpointed. A checkpoint that fails poisons the
 upload.
+
+A manifest's last chunk ends where its file does. So where the prefix ends within a chunk that is stored longer (bytes
+behind a gap came first), the checkpoint stores a copy of that chunk's beginning: a prefix never shrinks.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import time
 from typing import TYPE_CHECKING
 
 from raftmft.core.errors import RaftmftError
-from raftmft.core.manifest import chunk_count
+from raftmft.core.manifest import CHUNK_SIZE, chunk_count
 
 if TYPE_CHECKING:
     from raftmft.sftp.upload import Upload
@@ -43,7 +46,7 @@ class Checkpoints:
 
     def stored(self) -> None:
         """A chunk was acknowledged: begins a checkpoint if enough of them were."""
-        if self._may_run() and self._upload.stored_prefix() - self._done >= EVERY_BYTES:
+        if self._may_run() and self._stored_prefix() - self._done >= EVERY_BYTES:
             self._start(with_tail=False)
 
     def tick(self) -> None:
@@ -67,7 +70,7 @@ class Checkpoints:
         Raises the upload's failure.
         """
         upload = self._upload
-        await upload.store_copies()
+        await self._store_copies()
         await upload.seals.acknowledged()
         await self._idle()
         if self._may_run():
@@ -100,9 +103,9 @@ class Checkpoints:
         began, self._written_at = time.monotonic(), None
         try:
             if with_tail:
-                await upload.store_copies()
+                await self._store_copies()
                 await upload.seals.acknowledged()
-            await self._commit()
+            await self._commit(with_tail)
             if upload.prefix.end > self._done and self._written_at is None:
                 self._written_at = began
         except RaftmftError as trouble:
@@ -112,14 +115,16 @@ class Checkpoints:
             upload.seals.changed.ring()
         self.stored()
 
-    async def _commit(self) -> None:
+    async def _commit(self, with_tail: bool) -> None:
         """Commits the stored prefix as it is now; gives up, without trouble, if it is overwritten meanwhile."""
         upload = self._upload
-        size = upload.stored_prefix()
-        if size == self._done and upload.table.lowest_change >= chunk_count(size):
+        size = self._stored_prefix()
+        end, tail_id = await self._store_tail(size) if with_tail else (size, b"")
+        if end == self._done and upload.table.lowest_change >= chunk_count(end):
             return
+        size = end
         upload.table.lowest_change = 1 << 62
-        manifest = await upload.table.manifest(size, b"", upload.store_index)
+        manifest = await upload.table.manifest(size, b"", upload.store_index, tail_id)
         if upload.table.lowest_change < chunk_count(size):
             return
         await upload.writer.sync()
@@ -127,3 +132,41 @@ class Checkpoints:
             "session": upload.session, "upload": upload.id, "size": size, "depth": manifest.depth,
             "ids": manifest.ids, "placement": upload.placement})
         self._done = size
+
+    # --- the prefix in the store -----------------------------------------------------------------
+    async def _store_copies(self) -> None:
+        """Copies of all dirty slots are on their way; writes may go on meanwhile. Raises the failure."""
+        upload = self._upload
+        for number in sorted(n for n, slot in upload.slots.items() if slot.is_dirty):
+            await upload.seals.turn(number)
+            slot = upload.slots.get(number)
+            if slot is not None and slot.is_dirty:
+                data = bytes(slot.buffer)
+                slot.is_dirty, slot.stable = False, len(data)
+                upload.seals.begin(number, data, None)
+
+    def _stored_prefix(self) -> int:
+        """How many bytes from the start are stored as the table says, every chunk of them acknowledged."""
+        upload = self._upload
+        unstored = [number for number, slot in upload.slots.items() if slot.is_dirty]
+        limit = min([*unstored, *upload.seals.numbers], default=None)
+        end = upload.prefix.end
+        if limit is not None and limit * CHUNK_SIZE < end:
+            start, slot = limit * CHUNK_SIZE, upload.slots.get(limit)
+            # A slot that grew since a copy of it was stored counts as far as the copy.
+            is_grown = slot is not None and limit not in upload.seals and slot.stable == upload.table.length_of(limit)
+            end = min(start + slot.stable, end) if slot is not None and is_grown else start
+        tail = end % CHUNK_SIZE
+        # The prefix's last chunk must be exactly as long as it is stored.
+        return end if not tail or upload.table.length_of(end // CHUNK_SIZE) == tail else end - tail
+
+    async def _store_tail(self, size: int) -> tuple[int, bytes]:
+        """Where the prefix ends, and the id of its last chunk's beginning, if only that is missing from `size`; else
+        `size` and b"".
+        """
+        upload, end = self._upload, self._upload.prefix.end
+        number, length = divmod(end, CHUNK_SIZE)
+        if not length or size != number * CHUNK_SIZE:
+            return size, b""
+        data = bytes((await upload.bytes_of(number))[:length])
+        return (end, await upload.writer.store(upload.id, data)) if len(data) == length else (size, b"")

@@ -101,19 +101,23 @@ class SlotTable:
             slot = end
         return False
 
-    async def manifest(self, size: int, zero_id: bytes, store_index: StoreIndex) -> Manifest:
-        """The manifest of the first `size` bytes, the same as core.manifest.pack_ids would give; holes are `zero_id`.
+    async def manifest(self, size: int, zero_id: bytes, store_index: StoreIndex, tail_id: bytes = b"") -> Manifest:
+        """The manifest of the first `size` bytes, the same as core.manifest.pack_ids would give; holes are `zero_id`,
+        and `tail_id`, if given, is the last chunk in place of the table's.
 
         Index chunks that do not stand yet are given to `store_index`, which gives their ids. Index chunks of the base,
         and full ones made before, are used again. Raises what the base or `store_index` raise.
         """
         count = chunk_count(size)
         if count <= INLINE_IDS:
-            return Manifest(size, 0, await self._ids(0, count, zero_id))
+            return Manifest(size, 0, _ending(await self._ids(0, count, zero_id), tail_id))
         ids = []
         for group in range(-(-count // IDS_PER_INDEX)):
-            first = group * IDS_PER_INDEX
-            ids.append(await self._group(group, first, min(count, first + IDS_PER_INDEX), zero_id, store_index))
+            first, end = group * IDS_PER_INDEX, min(count, (group + 1) * IDS_PER_INDEX)
+            if tail_id and end == count:
+                ids.append(await store_index(_ending(await self._ids(first, end, zero_id), tail_id)))
+            else:
+                ids.append(await self._group(group, first, end, zero_id, store_index))
         return Manifest(size, 1, b"".join(ids))
 
     async def _group(self, group: int, first: int, end: int, zero_id: bytes, store_index: StoreIndex) -> bytes:
@@ -164,3 +168,7 @@ class SlotTable:
     def _touched(self, slot: int) -> None:
         self.lowest_change = min(self.lowest_change, slot)
         self._group_ids.pop(slot // IDS_PER_INDEX, None)
+
+
+def _ending(ids: bytes, tail_id: bytes) -> bytes:
+    return ids[: len(ids) - len(tail_id)] + tail_id

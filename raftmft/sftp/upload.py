@@ -65,7 +65,7 @@ class Upload:
                              places_of(begun.get("locations") or []))
         self.table = SlotTable(self._base)
         self.prefix = Prefix(self.size)
-        self._slots: dict[int, Slot] = {}
+        self.slots: dict[int, Slot] = {}
         self._digest = StreamDigest(is_possible=not self.size)
         self.seals = Seals(writer, self.table, budget, self.id, window, self._sealed)
         self.checkpoints = Checkpoints(self, is_kept=not self.file)
@@ -82,7 +82,7 @@ class Upload:
         if not size:
             return True
         first, last = offset // CHUNK_SIZE, (end - 1) // CHUNK_SIZE
-        slots, new = self._slots, 0
+        slots, new = self.slots, 0
         for number in range(first, last + 1):
             if number not in slots:
                 if number in self.seals or self.table.is_stored(number):
@@ -120,7 +120,7 @@ class Upload:
         if self.checkpoints.is_behind():
             self.checkpoints.catch_up(is_idle=not self.seals.numbers)
         elif not self.seals.is_full:
-            missing = [number for number in range(first, last + 1) if number not in self._slots]
+            missing = [number for number in range(first, last + 1) if number not in self.slots]
             if missing and not self._budget.has_room(len(missing)):
                 oldest = self._budget.oldest()
                 if oldest is None:
@@ -136,7 +136,7 @@ class Upload:
 
     def let_go(self, number: int) -> bool:
         """Stores a slot and takes it out of memory; False if that must wait for its copy, or if the upload failed."""
-        slot = self._slots.get(number)
+        slot = self.slots.get(number)
         if slot is None or not slot.is_dirty or self.seals.failure is not None:
             if slot is not None:
                 self._drop(number)
@@ -153,12 +153,12 @@ class Upload:
         self.is_changed, self._copied_digest, self.appended_from = True, "", None
         if size < self.size:
             await self.seals.acknowledged()
-            for number in [n for n in self._slots if n >= chunk_count(size)]:
+            for number in [n for n in self.slots if n >= chunk_count(size)]:
                 self._drop(number)
             self.table.cut(chunk_count(size))
             tail, length = divmod(size, CHUNK_SIZE)
-            if length and (tail in self._slots or self.table.length_of(tail) > length):
-                slot = self._slots.get(tail) or await self._load(tail)
+            if length and (tail in self.slots or self.table.length_of(tail) > length):
+                slot = self.slots.get(tail) or await self._load(tail)
                 if len(slot.buffer) > length:
                     slot.fit(length)
             if size < self._digest.slots * CHUNK_SIZE:
@@ -172,7 +172,7 @@ class Upload:
     @property
     def is_empty(self) -> bool:
         """Whether nothing was written to it, and it continues from nothing."""
-        return not self.size and not self._slots and not self.seals.numbers
+        return not self.size and not self.slots and not self.seals.numbers
 
     def adopt(self, content: Manifest, digest: str) -> None:
         """The upload, which must be empty, has the content of a published version from now on. Raises the failure."""
@@ -199,7 +199,7 @@ class Upload:
                 raise SessionOver("the session ended")
             await self.seals.changed.wait()
             self.seals.check()
-        if number in self._slots:
+        if number in self.slots:
             self._drop(number)
         self.table.set(number, chunk_id, length)
         self._digest.void()
@@ -226,7 +226,7 @@ class Upload:
         while offset < end:
             number, position = divmod(offset, CHUNK_SIZE)
             count = min(CHUNK_SIZE - position, end - offset)
-            piece = bytes((await self._bytes_of(number))[position : position + count])
+            piece = bytes((await self.bytes_of(number))[position : position + count])
             pieces.append(piece + bytes(count - len(piece)))
             offset += count
         return b"".join(pieces)
@@ -267,7 +267,7 @@ class Upload:
 
     def close(self) -> None:
         """Lets go of memory; own read handles may go on to read what was stored."""
-        for number in list(self._slots):
+        for number in list(self.slots):
             self._drop(number)
         self._base.close()
 
@@ -277,53 +277,28 @@ class Upload:
         self.seals.changed.ring()
         self._budget.changed.ring()
 
-    # --- for checkpoints -------------------------------------------------------------------------
-    async def store_copies(self) -> None:
-        """Copies of all dirty slots are on their way; writes may go on meanwhile. Raises the failure."""
-        for number in sorted(n for n, slot in self._slots.items() if slot.is_dirty):
-            await self.seals.turn(number)
-            slot = self._slots.get(number)
-            if slot is not None and slot.is_dirty:
-                data = bytes(slot.buffer)
-                slot.is_dirty, slot.stable = False, len(data)
-                self.seals.begin(number, data, None)
-
-    def stored_prefix(self) -> int:
-        """How many bytes from the start are stored as the table says, every chunk of them acknowledged."""
-        unstored = [number for number, slot in self._slots.items() if slot.is_dirty]
-        limit = min([*unstored, *self.seals.numbers], default=None)
-        end = self.prefix.end
-        if limit is not None and limit * CHUNK_SIZE < end:
-            start, slot = limit * CHUNK_SIZE, self._slots.get(limit)
-            # A slot that grew since a copy of it was stored counts as far as the copy.
-            is_grown = slot is not None and limit not in self.seals and slot.stable == self.table.length_of(limit)
-            end = min(start + slot.stable, end) if slot is not None and is_grown else start
-        tail = end % CHUNK_SIZE
-        # The prefix's last chunk must be exactly as long as it is stored.
-        return end if not tail or self.table.length_of(end // CHUNK_SIZE) == tail else end - tail
-
     async def store_index(self, content: bytes) -> bytes:
         """Stores an index chunk; gives its id."""
         return await self.writer.store(self.id, content, is_index=True)
 
     # --- leaves ----------------------------------------------------------------------------------
     def _take_in(self, number: int, slot: Slot) -> Slot:
-        self._slots[number] = slot
+        self.slots[number] = slot
         self._budget.took(self, number)
         return slot
 
     def _drop(self, number: int) -> None:
-        del self._slots[number]
+        del self.slots[number]
         self._budget.gave(self, number)
 
     def _seal(self, number: int, *, is_last: bool = False) -> None:
         """Begins to seal a slot that has no seal under way; it leaves memory."""
-        data = self._slots[number].buffer
+        data = self.slots[number].buffer
         self._drop(number)
         self.seals.begin(number, data, self._digest.next_for(number, len(data), is_last=is_last))
 
     def _sealed(self, number: int) -> None:
-        slot = self._slots.get(number)
+        slot = self.slots.get(number)
         if (slot is not None and slot.is_dirty and len(slot.buffer) == CHUNK_SIZE and not self.seals.is_full
                 and self.seals.failure is None):
             self._seal(number)  # it became full while a copy of it was under way
@@ -332,7 +307,7 @@ class Upload:
     async def _load(self, number: int) -> Slot:
         """A stored slot comes back into memory, to be changed."""
         data = await self._stored(number)
-        return self._slots.get(number) or self._take_in(number, Slot(bytearray(data), is_dirty=False))
+        return self.slots.get(number) or self._take_in(number, Slot(bytearray(data), is_dirty=False))
 
     async def _stored(self, number: int) -> bytes:
         chunk_id = await self.table.id_of(number)
@@ -343,8 +318,9 @@ class Upload:
             raise RaftmftError("a chunk of this file has the wrong length: its manifest is damaged")
         return data
 
-    async def _bytes_of(self, number: int) -> Buffer:
-        slot = self._slots.get(number)
+    async def bytes_of(self, number: int) -> Buffer:
+        """A slot's present bytes, wherever they are."""
+        slot = self.slots.get(number)
         if slot is not None:
             return slot.buffer
         return self.seals.bytes_of(number) or await self._stored(number)
@@ -353,16 +329,16 @@ class Upload:
         """Every slot is in the store in its final length; the acknowledgements may be outstanding."""
         last = chunk_count(self.size) - 1
         tail: bytearray | None = None
-        for number in sorted({*self._slots, *self.seals.numbers, *self.table.short}):
+        for number in sorted({*self.slots, *self.seals.numbers, *self.table.short}):
             length = min(CHUNK_SIZE, self.size - number * CHUNK_SIZE)
-            slot, data = self._slots.get(number), self.seals.bytes_of(number)
+            slot, data = self.slots.get(number), self.seals.bytes_of(number)
             have = self.table.length_of(number) if data is None else len(data)
             if have == length and (slot is None or not slot.is_dirty):
                 if slot is not None and number == last:
                     tail = slot.buffer  # a checkpoint stored it, and did not hash it
                 continue
             await self.seals.turn(number)
-            slot = self._slots.get(number) or await self._load(number)
+            slot = self.slots.get(number) or await self._load(number)
             slot.fit(length)
             self._seal(number, is_last=number == last)
         await self.seals.appended()

@@ -363,9 +363,20 @@ def test_a_renamed_partial_stays_a_partial_and_its_upload_goes_along(world: Worl
     world.checkpoint(session, upload, 100)
     world.ok(c.Mkdir(session, path("d")))
     other = world.login()
-    world.ok(c.Rename(other, path("f.filepart"), path("d/f")))
+    assert world.refused(c.Rename(other, path("f.filepart"), path("d/f"))) == Code.NOT_FOUND, "only what is published"
+    world.ok(c.Rename(session, path("f.filepart"), path("d/f")))
     assert world.stat("f.filepart") == Code.NOT_FOUND and world.stat("d/f")["size"] == 100
     assert world.names("d") == [] and world.begin(other, "d/f")["partial"]
+
+
+def test_a_partial_that_nobody_writes_is_renamed_by_who_takes_it_over(world: World, session: int) -> None:
+    world.checkpoint(session, world.begin(session, "f")["upload"], 100)
+    world.ok(c.Logout(session))
+    other = world.login()
+    assert world.refused(c.Rename(other, path("f"), path("g"))) == Code.NOT_FOUND
+    world.begin(other, "f")
+    world.ok(c.Rename(other, path("f"), path("g")))
+    assert world.stat("g")["size"] == 100
 
 
 def test_a_live_upload_is_published_under_the_name_its_session_gave_it(world: World, session: int) -> None:
@@ -392,9 +403,7 @@ def test_a_partial_never_takes_a_files_place(world: World, session: int, replace
 
 def test_a_partial_renamed_onto_another_takes_its_place(world: World, session: int) -> None:
     for name, size in (("a", 100), ("b", 30)):
-        upload = world.begin(session, name, truncate=True)["upload"]
-        world.checkpoint(session, upload, size)
-        world.ok(c.EndUpload(session, upload))
+        world.checkpoint(session, world.begin(session, name, truncate=True)["upload"], size)
     world.ok(c.Rename(session, path("a"), path("b")))
     assert world.stat("b")["size"] == 100 and used(world) == (0, 0, 100)
 
