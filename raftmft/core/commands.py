@@ -155,7 +155,8 @@ class BeginUpload(Command):
     """Opens a name to write (contract, "What each session sees of a name"). Value: {"upload": int, "file": int (0 if
     new), "version": int (base, 0 if none), "size", "depth", "ids" (the content to continue from: base version or
     partial; empty after truncate), "partial": bool, "digest": str, "placement": int, "mode": int}, and "path": [names]
-    if symbolic links led elsewhere than to the path that was asked for.
+    if symbolic links led elsewhere than to the path that was asked for, and "revoked": the live upload that a partial
+    was taken over from, if there was one.
     """
 
     session: int

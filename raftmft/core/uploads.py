@@ -120,8 +120,9 @@ class Uploads:
             if partial.upload:
                 self.forget(partial.upload)
             self._partials.take_over(who.uid, parent, name, self._state.index)
-            return self._insert(command, who, parent, name, mode=partial.mode, is_partial=True,
-                                content=Manifest(partial.size, partial.depth, partial.ids))
+            value = self._insert(command, who, parent, name, mode=partial.mode, is_partial=True,
+                                 content=Manifest(partial.size, partial.depth, partial.ids))
+            return {**value, "revoked": partial.upload} if partial.upload else value
         if partial is not None:
             # Truncated: were the old prefix kept, a later resume would join it to another file's rest.
             self._partials.drop(who.uid, parent, name)

@@ -65,6 +65,11 @@ class Chunks:
         """An upload was begun by this worker."""
         self._uploads[upload] = Upload(worker)
 
+    def worker_of(self, upload: int) -> Worker | None:
+        """Who writes an upload on this node; None if nobody does."""
+        known = self._uploads.get(upload)
+        return None if known is None else known.worker
+
     def end(self, upload: int) -> None:
         """The upload is published or given up."""
         known = self._uploads.pop(upload, None)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import trio
+
 from raftmft.core import commands as c
 from raftmft.core.errors import RaftmftError
 from raftmft.core.manifest import Manifest, split_ids
@@ -18,6 +20,7 @@ from raftmft.node.chunks import Chunks
 from raftmft.node.epoch import Epoch
 from raftmft.node.link import Rejected
 from raftmft.node.state import ReplicatedState
+from raftmft.node.takeovers import Takeovers
 from raftmft.node.workers import Worker
 
 MOST_NAMES_A_PAGE = 1000
@@ -33,6 +36,8 @@ class Files:
 
     def __init__(self, state: ReplicatedState, epoch: Epoch, chunks: Chunks) -> None:
         self._state, self._epoch, self._chunks = state, epoch, chunks
+        self._takeovers = Takeovers(chunks.worker_of)
+        state.subscribe(self._takeovers.applied)
         self._ends: Batcher[tuple[int, int, int, bool]] = Batcher(
             self._commit_ends, delay_s=READ_END_DELAY_S, most_at_once=READ_ENDS_AT_ONCE,
             most_waiting=READ_ENDS_WAITING)
@@ -45,8 +50,10 @@ class Files:
         }
 
     async def run(self) -> None:
-        """Commits ends of reads until cancelled."""
-        await self._ends.run()
+        """Commits ends of reads, and tells workers of uploads that were taken over, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._ends.run)
+            nursery.start_soon(self._takeovers.run)
 
     async def finish(self) -> None:
         """Commits the ends of reads that wait, at a clean stop."""

@@ -12,12 +12,13 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from raftmft.core.errors import RaftmftError
+from raftmft.core.outcome import Code
 from raftmft.sftp.checkpoint import TICK_S
 from raftmft.sftp.chunks import ChunkWriter
 from raftmft.sftp.content import ChunkReader
 from raftmft.sftp.engine import Channel, Engine, Traffic
 from raftmft.sftp.files import Session
-from raftmft.sftp.link import Link
+from raftmft.sftp.link import Link, Refused
 from raftmft.sftp.operations import Operations
 
 if TYPE_CHECKING:
@@ -90,6 +91,14 @@ class Rooms:
         self._reasons[number] = reason or "killed"
         server.disconnect(reason or "the session was ended by an administrator")
         await self._ends([server.session], KILL_LIMIT_S)
+
+    def revoked(self, number: int) -> None:
+        """An upload was taken over by another session: it fails, and its session sees what others see of the name."""
+        for server in list(self._sessions.values()):
+            for upload in server.session.uploads() if server.session is not None else ():
+                if upload.id == number and server.session is not None:
+                    upload.seals.poison(Refused(Code.STALE_UPLOAD, "the upload was taken over by another session"))
+                    server.session.closed(upload)
 
     async def drain(self, timeout_s: float) -> None:
         """Ends all sessions and returns when they have ended, or when the time is over. One that is busy (a file

@@ -113,6 +113,8 @@ class Worker:
             raise RaftmftError("the worker is not ready")
         if op == "session.kill":
             await self._rooms.kill(int(args["session"]), str(args.get("reason") or ""))
+        elif op == "upload.revoked":
+            self._rooms.revoked(int(args["upload"]))
         elif op == "drain":
             if self._door.fileno() >= 0:
                 asyncio.get_running_loop().remove_reader(self._door.fileno())

@@ -27,7 +27,7 @@ WORKER_OPERATIONS = frozenset({
     "fs.setstat", "fs.symlink", "fs.link", "fs.copy", "fs.base", "fs.statvfs",
     "read.end", "chunk.put", "chunk.locate", "chunk.fetch", "chunk.bad",
 })
-NODE_OPERATIONS = frozenset({"session.kill", "drain"})
+NODE_OPERATIONS = frozenset({"session.kill", "drain", "upload.revoked"})
 
 
 class Request(NamedTuple):

@@ -358,6 +358,15 @@ def test_the_writing_session_removes_what_it_is_writing_others_do_not_see_it(wor
     assert world.machine._db.execute("SELECT count(*) FROM inodes WHERE kind = 1").fetchone() == (0,)
 
 
+def test_a_take_over_tells_whose_upload_it_revoked(world: World, session: int) -> None:
+    upload = world.begin(session, "f")["upload"]
+    world.checkpoint(session, upload, 100)
+    value = world.begin(world.login(), "f")
+    assert value["revoked"] == upload
+    world.ok(c.EndUpload(world.machine.uploads.get(value["upload"]).session, value["upload"]))
+    assert "revoked" not in world.begin(session, "f"), "nobody was writing"
+
+
 def test_a_renamed_partial_stays_a_partial_and_its_upload_goes_along(world: World, session: int) -> None:
     upload = world.begin(session, "f.filepart", truncate=True)["upload"]
     world.checkpoint(session, upload, 100)

@@ -73,9 +73,27 @@ def test_manifests_are_those_of_pack_ids(seed: int) -> None:
             assert table.has_holes(len(ids)) == (ZERO in ids)
             got = await table.manifest(len(ids) * CHUNK_SIZE, ZERO, store.store)
             assert got == store.reference(len(ids) * CHUNK_SIZE, ids)
+            if ids:
+                tail = id_of(f"tail{step}")
+                got = await table.manifest(len(ids) * CHUNK_SIZE, ZERO, store.store, tail)
+                assert got == store.reference(len(ids) * CHUNK_SIZE, [*ids[:-1], tail])
+                got = await table.manifest(len(ids) * CHUNK_SIZE, ZERO, store.store)
+                assert got == store.reference(len(ids) * CHUNK_SIZE, ids), "another tail is not remembered"
             for slot in rng.sample(range(len(ids)), min(5, len(ids))):
                 assert (await table.id_of(slot) or ZERO) == ids[slot]
 
+    asyncio.run(main())
+
+
+def test_a_table_that_begins_again_has_the_new_base_alone() -> None:
+    async def main() -> None:
+        store = IndexStore()
+        table = SlotTable(Content(store, Manifest(0)))  # type: ignore[arg-type]
+        table.set(3, id_of("own"), 17)
+        base = store.reference(70 * CHUNK_SIZE - 5, [id_of(str(i)) for i in range(70)])
+        table.rebase(Content(store, base))  # type: ignore[arg-type]
+        assert await table.manifest(base.size, ZERO, store.store) == base and not store.stored
+        assert table.short == {69: CHUNK_SIZE - 5} and not table.has_holes(70) and table.has_holes(71)
     asyncio.run(main())
 
 

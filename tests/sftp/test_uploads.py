@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from raftmft.core.manifest import EMPTY
 from raftmft.sftp import packets as p
 from raftmft.sftp.attrs import FileAttrs
 from tests.sftp.fake_node import FakeNode, key_of, wait_for
@@ -399,3 +400,43 @@ def test_a_large_file_has_index_chunks_and_can_be_continued(own_node: FakeNode) 
     assert own_node.files["anna"][key_of("large")].manifest.depth == 1  # type: ignore[union-attr]
     assert own_node.content("large") == changed
     assert any(args["index"] for args in own_node.ops("chunk.put"))
+
+
+def test_an_upload_that_was_taken_over_fails_at_once_and_is_seen_no_more(node: FakeNode) -> None:
+    async def test(sftp: RawSftp) -> None:
+        handle = await sftp.open_file("taken", PUT)
+        await sftp.write(handle, 0, b"x" * 100)
+        await sftp.fsync(handle)
+        (number,) = [number for number, about in node.uploads.items() if about["key"] == (b"taken",)]
+        await asyncio.to_thread(node.ask, "upload.revoked", {"upload": number})
+        await expect(4, "taken over", sftp.write(handle, 100, b"late"))
+        node.partials["anna", (b"taken",)] = EMPTY
+        assert (await sftp.stat("taken")).size == 0, "as everybody else sees it"
+        await expect(4, "taken over", sftp.close_handle(handle))
+        await asyncio.to_thread(node.ask, "upload.revoked", {"upload": 999_999})
+    run(node, test)
+    assert not node.has("taken")
+
+
+def test_a_prefix_that_ends_inside_a_longer_chunk_does_not_shrink(node: FakeNode) -> None:
+    data = os.urandom(2 * MIB)
+
+    def kept() -> bytes:
+        return node.bytes_of(node.partials["anna", (b"gap",)])
+
+    async def test(sftp: RawSftp) -> None:
+        handle = await sftp.open_file("gap", PUT)
+        await sftp.write(handle, 0, data[: MIB + 100])
+        await sftp.fsync(handle)
+        await sftp.write(handle, MIB + 500, data[MIB + 500 : MIB + 900])
+        await sftp.fsync(handle)
+        assert kept() == data[: MIB + 100]
+        await sftp.write(handle, 50, b"changed")
+        await sftp.fsync(handle)
+        assert kept() == data[:50] + b"changed" + data[57 : MIB + 100]
+        await sftp.write(handle, MIB + 100, data[MIB + 100 : MIB + 500])
+        await sftp.fsync(handle)
+        assert kept() == data[:50] + b"changed" + data[57 : MIB + 900]
+        await sftp.close_handle(handle)
+    run(node, test)
+    assert node.content("gap") == data[:50] + b"changed" + data[57 : MIB + 900]
