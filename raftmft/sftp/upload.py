@@ -192,13 +192,13 @@ class Upload:
 
         Raises the failure.
         """
-        self.seals.check()
         _check_size(number * CHUNK_SIZE + length)
-        while number in self.seals:
-            if self._is_over:
-                raise SessionOver("the session ended")
+        self.seals.check()
+        while number in self.seals and not self._is_over:
             await self.seals.changed.wait()
             self.seals.check()
+        if self._is_over:
+            raise SessionOver("the session ended")
         if number in self.slots:
             self._drop(number)
         self.table.set(number, chunk_id, length)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,19 @@ def test_df_tells_of_the_quota_and_else_of_the_disk(shared_cluster: Cluster, sou
     done = shared_cluster.sftp(three, "cp x z1\ncp x z2\ncp x z3\ncp x z4\n", user="small", check=False)
     assert done.returncode == 1 and b"z4" in done.stderr, "a copy counts, though its chunks are stored once"
     assert shared_cluster.sftp(one, "ls -1\n", user="small").stdout.split()[-5:] == [b"x", b"y", b"z1", b"z2", b"z3"]
+
+
+def test_scp_with_the_home_spelled_out(shared_cluster: Cluster, source: Path, tmp_path: Path) -> None:
+    one, two, _ = shared_cluster.names
+    for number, (node, words) in enumerate(((one, (source, "{}:~/by-scp")), (two, ("{}:~demo/by-scp", tmp_path / "x")),
+                                            (two, ("{}:by-scp", tmp_path / "y")))):
+        command = shared_cluster.sftp_command(node)
+        target = command.pop()
+        options = [word for word in command[1:] if word not in ("-b", "-")]
+        done = subprocess.run(["scp", *options, *(str(word).format(target) for word in words)], capture_output=True,
+                              timeout=60)
+        assert done.returncode == 0, (number, done.stderr)
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes() == source.read_bytes()
 
 
 def test_put_a_continues_and_reget_resumes(shared_cluster: Cluster, source: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import struct
 
@@ -10,7 +11,7 @@ import pytest
 
 from raftmft.sftp import packets as p
 from raftmft.sftp.attrs import FileAttrs
-from tests.sftp.fake_node import FakeNode
+from tests.sftp.fake_node import FakeNode, wait_for
 from tests.sftp.raw_client import PUT, RW_CREAT, RawSftp, s
 from tests.sftp.test_uploads import expect, run
 
@@ -147,6 +148,44 @@ def test_a_range_shares_all_chunks_that_fit(node: FakeNode, source: bytes, befor
                                             to: int, most_puts: int) -> None:
     # What was not written before the copy is zeros; one put is the tail that CLOSE stores.
     assert copied(node, os.urandom(before), offset, length, to) <= most_puts
+
+
+def test_large_files_are_shared_with_their_index(node: FakeNode) -> None:
+    size = 66 * MIB + 5
+    data = bytes(MIB) * 66 + b"12345"
+
+    async def test(sftp: RawSftp) -> list[int]:
+        writing = await sftp.open_file("large", PUT)
+        await sftp.fsetstat(writing, FileAttrs(size=66 * MIB))
+        await sftp.write(writing, 66 * MIB, b"12345")
+        await sftp.close_handle(writing)
+        read, puts = await sftp.open_file("large", p.FXF_READ), []
+        for name, offset in (("all", 0), ("but-one", MIB)):
+            before = len(node.ops("chunk.put"))
+            write = await sftp.open_file(f"large-{name}", RW_CREAT)
+            await sftp.copy(read, write, offset)
+            await sftp.close_handle(write)
+            puts.append(len(node.ops("chunk.put")) - before)
+        return puts
+    # Index chunks are shared too, and made anew only where the ids are others: for the checkpoint, and for the CLOSE.
+    assert run(node, test) == [0, 2]
+    assert node.files["anna"][b"large-all",].manifest == node.files["anna"][b"large",].manifest
+    assert node.content("large-but-one") == data[MIB:size]
+
+
+def test_a_copy_ends_with_its_session(own_node: FakeNode) -> None:
+    async def test(sftp: RawSftp) -> None:
+        writing = await sftp.open_file("huge", PUT)
+        await sftp.fsetstat(writing, FileAttrs(size=1 << 40))
+        await sftp.close_handle(writing)
+        read, write = await sftp.open_file("huge", p.FXF_READ), await sftp.open_file("copy", PUT)
+        await sftp.write(write, 0, b"x")
+        sftp.send(p.EXTENDED, s("copy-data"), s(read), struct.pack(">QQ", 0, 0), s(write), struct.pack(">Q", 5))
+        await asyncio.to_thread(wait_for, "the copy", lambda: own_node.ops("fs.copy"))
+        sftp.connection.abort()
+    run(own_node, test)
+    wait_for("the session's end", lambda: own_node.ended, 10)
+    assert not own_node.has("copy")
 
 
 def test_a_copy_is_overwritten_and_cut_like_any_content(node: FakeNode, source: bytes) -> None:
