@@ -13,12 +13,16 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import hypercorn.trio
 import trio
 from hypercorn.config import Config
+from hypercorn.events import Event, Updated
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import wrap_app
 
 from raftmft.cluster.certificates import CertificateFiles
-from raftmft.core.errors import ConfigError
+from raftmft.core.errors import ConfigError, RaftmftError
 from raftmft.node.api import ADMIN, Caller, error
 
 log = logging.getLogger(__name__)
@@ -27,7 +31,8 @@ App = Callable[..., Awaitable[Any]]
 Authenticate = Callable[[bytes], Awaitable[Caller | None]]
 LOCAL = Caller("local administrator", ADMIN)
 OPEN_PATHS = ("/healthz", "/readyz", "/metrics")
-SHUTDOWN_S = 1.0
+KEEP_ALIVE_S = 30.0
+MOST_CONNECTIONS = 256
 LOOK_EVERY_S = 60.0
 
 
@@ -41,9 +46,7 @@ class Guard:
 
     async def __call__(self, scope: dict[str, Any], receive: App, send: App) -> None:
         """ASGI."""
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close"})
-            return
+        assert scope["type"] in ("http", "lifespan"), "no other gets through"
         if scope["type"] == "http":
             caller = LOCAL if self._authenticate is None else await self._bearer(self._authenticate, scope)
             if caller is None and scope["path"] not in OPEN_PATHS:
@@ -97,16 +100,75 @@ def needs_tls(host: str) -> bool:
 
 
 async def run(app: App, listener: socket.socket, authenticate: Authenticate | None, config: Config) -> None:
-    """Serves on one listener until cancelled."""
-    config.bind = [f"fd://{listener.detach()}"]
-    config.graceful_timeout = SHUTDOWN_S
-    config.shutdown_timeout = SHUTDOWN_S
-    config.keep_alive_timeout = 30
+    """Serves on one listener until cancelled.
+
+    hypercorn's own `serve` would let whatever goes wrong in its handling of one connection (a malformed HTTP/2 upgrade
+    is enough) end the server, and with it the node: here it ends the connection. At most MOST_CONNECTIONS at once.
+    """
+    config.keep_alive_timeout = KEEP_ALIVE_S
     config.alpn_protocols = ["http/1.1"]
     config.h11_max_incomplete_size = 64 * 1024
     config.errorlog = logging.getLogger("hypercorn.error")
     config.include_server_header = False
-    await hypercorn.trio.serve(Guard(app, authenticate), config, shutdown_trigger=trio.sleep_forever)  # type: ignore[arg-type]
+    guarded = wrap_app(Guard(app, authenticate), config.wsgi_max_body_size, "asgi")  # type: ignore[arg-type]
+    context, open_now = WorkerContext(None), 0
+
+    async def handle(stream: Any) -> None:
+        nonlocal open_now
+        if open_now >= MOST_CONNECTIONS:
+            return  # trio closes it
+        open_now += 1
+        try:
+            await Connection(guarded, config, context, ConnectionState({}), stream)
+        except* Exception as group:
+            log.info("an admin connection ended: %s", _first(group))
+        finally:
+            open_now -= 1
+
+    accepting: Any = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+    tls = config.create_ssl_context()
+    if tls is not None:
+        accepting = trio.SSLListener(accepting, tls, https_compatible=True)
+    await trio.serve_listeners(handle, [accepting])
+
+
+class NotSpoken(RaftmftError):
+    """The client wants a protocol that the admin port does not speak."""
+
+
+class Connection(TCPServer):
+    """hypercorn's, but for two things. It speaks HTTP/1.1 only: its HTTP/2 and websockets can be brought to fail by any
+    stranger. And it ends when the client is gone and what it asked for is answered, not KEEP_ALIVE_S later.
+    """
+
+    _is_over = False
+
+    async def protocol_send(self, event: Event) -> None:
+        """What the protocol wants done."""
+        if not (self._is_over and isinstance(event, Updated)):
+            await super().protocol_send(event)
+
+    async def _read_data(self) -> None:
+        http11: Any = self.protocol.protocol
+
+        async def check(request: Any) -> None:
+            wanted = [value.lower() for name, value in request.headers if name.lower() == b"upgrade"]
+            # A wish for h2c may be ignored (RFC 9110, 7.8).
+            if request.method == b"PRI" or any(value != b"h2c" for value in wanted):
+                await http11._send_error_response(400)
+                raise NotSpoken("only HTTP/1.1 is spoken here")
+
+        assert callable(http11._check_protocol)
+        http11._check_protocol = check
+        await super()._read_data()
+        self._is_over = True
+        await self.idle_task.stop()
+
+
+def _first(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"
 
 
 class TlsConfig(Config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -133,11 +134,85 @@ def test_a_wrong_authority_file_gets_one_line(tmp_path: Path) -> None:
         Client(None, "http://127.0.0.1:1", str(tmp_path / "missing"))
 
 
-async def test_websockets_are_not_spoken() -> None:
-    sent: list[Any] = []
+async def test_other_protocols_are_not_spoken(token: str) -> None:
+    async with serving(Config()) as port:
+        for request, status in (
+                (b"GET /hello HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+                 b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-version: 13\r\n\r\n", b"400"),
+                (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"400"),
+                (b"GET /hello HTTP/1.1\r\nhost: x\r\nauthorization: Bearer secret\r\nconnection: upgrade, "
+                 b"http2-settings, close\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAoAAA\r\n\r\n", b"200")):
+            stream = await trio.open_tcp_stream("127.0.0.1", port)
+            await stream.send_all(request)
+            answer = b""
+            with trio.fail_after(5):
+                while got := await stream.receive_some(65536):
+                    answer += got
+            assert answer.startswith(b"HTTP/1.1 " + status), answer
+            await stream.aclose()
 
-    async def send(message: Any) -> None:
-        sent.append(message)
 
-    await admin.Guard(APP, None)({"type": "websocket", "path": "/hello", "headers": []}, trio.sleep_forever, send)
-    assert sent == [{"type": "websocket.close"}]
+UPGRADE = b"GET /hello HTTP/1.1\r\nhost: x\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: "
+GARBAGE = (
+    b"", b"\0" * 5000, b"\xff" * 70_000, b"GET", b"GET /hello HTTP/9.9\r\n\r\n", b"GET  /hello\r\n\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0" * 100, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\x01\x02\x03" * 9,
+    UPGRADE + b"!!\r\n\r\n", UPGRADE + b"AAAA\r\n\r\n",
+    b"GET /hello HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-key: x\r\n"
+    b"sec-websocket-version: 13\r\n\r\n\x81\xff\xff\xff\xff\xff\xff\xff",
+    b"POST /hello HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nffffffffffffffffffff\r\nx",
+    b"POST /hello HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n", b"GET /hello HTTP/1.1\r\n" + b"a: b\r\n" * 20_000,
+    b"POST /hello HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nabcde",
+    b"GET http://[::1 HTTP/1.1\r\nhost: x\r\n\r\n", b"GET //\\\xfe%zz%00 HTTP/1.1\r\nhost: \xfe\r\n\r\n",
+    b"OPTIONS * HTTP/1.1\r\nhost: x\r\n\r\n", b"CONNECT x:1 HTTP/1.1\r\nhost: x\r\n\r\n",
+    b"GET /hello HTTP/1.1\r\nhost: x\r\nauthorization: Bearer \xff\xfe\r\nauthorization: Bearer x\r\n\r\n",
+)
+
+
+@pytest.mark.parametrize("end", ["fin", "reset"])
+async def test_garbage_at_the_port_is_survived(token: str, end: str) -> None:
+    async with serving(Config()) as port:
+        for payload in GARBAGE:
+            stream = await trio.open_tcp_stream("127.0.0.1", port)
+            try:
+                await stream.send_all(payload)
+                if end == "fin":
+                    await stream.send_eof()
+                    with trio.fail_after(5):
+                        while await stream.receive_some(65536):
+                            pass
+                else:
+                    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            except trio.BrokenResourceError:
+                pass
+            await stream.aclose()
+            assert await ask(lambda: Client(None, f"http://127.0.0.1:{port}", token)) == {"actor": "someone"}, payload
+
+
+async def test_garbage_at_the_tls_port_is_survived(files: CertificateFiles, token: str) -> None:
+    async with serving(admin.TlsConfig(files)) as port:
+        for payload in (*GARBAGE[:6], b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x07" * 600):
+            stream = await trio.open_tcp_stream("127.0.0.1", port)
+            try:
+                await stream.send_all(payload)
+                await stream.send_eof()
+                while await stream.receive_some(65536):
+                    pass
+            except trio.BrokenResourceError:
+                pass
+            await stream.aclose()
+        client = partial(Client, None, f"https://127.0.0.1:{port}", token, str(files.authority))
+        assert await ask(client) == {"actor": "someone"}
+
+
+async def test_connections_beyond_the_bound_are_closed(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin, "MOST_CONNECTIONS", 1)
+    async with serving(Config()) as port:
+        first = await trio.open_tcp_stream("127.0.0.1", port)
+        with trio.fail_after(5):
+            second = await trio.open_tcp_stream("127.0.0.1", port)
+            assert await second.receive_some(1) == b""
+            await second.aclose()
+            await first.send_eof()
+            assert await first.receive_some(1) == b""
+            await first.aclose()
+        assert await ask(lambda: Client(None, f"http://127.0.0.1:{port}", token)) == {"actor": "someone"}
