@@ -10,7 +10,7 @@ import click
 
 from raftmft.cli.audit_export import export_to, verify_file
 from raftmft.cli.client import Client, node_options
-from raftmft.cli.output import print_json, print_table
+from raftmft.cli.output import print_json, print_table, progress
 from raftmft.core.audit import KINDS, MAX_QUERY_RECORDS
 from raftmft.core.errors import NoQuorum
 
@@ -136,7 +136,8 @@ def verify(client: Client | None, output: str, source: IO[bytes] | None) -> int:
     elif client is None:
         raise click.UsageError("which node? Give --data-dir or --admin, or a file with --file.")
     else:
-        result = client.call("GET", "/api/v1/audit/verify", timeout_s=VERIFY_LIMIT_S)
+        with progress("checking the audit log"):
+            result = client.call("GET", "/api/v1/audit/verify", timeout_s=VERIFY_LIMIT_S)
     if output == "json":
         print_json(result)
     elif result["ok"]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from typing import IO, Any
 
 from raftmft.cli.client import Client
+from raftmft.cli.output import progress
 from raftmft.core.audit import FIELDS, GENESIS, chain
 from raftmft.core.errors import RaftmftError
 
@@ -24,11 +26,12 @@ def export_to(client: Client, target: str | None, after: int) -> dict[str, int]:
     The file gets its name only when it is whole and on disk.
     """
     if target is None:
-        return _write(client, sys.stdout.buffer, after)
+        return _write(client, sys.stdout.buffer, after, lambda text: None)
     part = f"{target}.part"
     try:
-        with open(part, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as stream:
-            done = _write(client, stream, after)
+        with (open(part, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as stream,
+              progress("exporting the audit log") as tell):
+            done = _write(client, stream, after, tell)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(part, target)
@@ -39,7 +42,7 @@ def export_to(client: Client, target: str | None, after: int) -> dict[str, int]:
     return done
 
 
-def _write(client: Client, stream: IO[bytes], after: int) -> dict[str, int]:
+def _write(client: Client, stream: IO[bytes], after: int, tell: Callable[[str], None]) -> dict[str, int]:
     through, count, at = -1, 0, after
     while True:
         page = client.get("/api/v1/audit/chain", after=at, limit=PAGE)
@@ -48,6 +51,7 @@ def _write(client: Client, stream: IO[bytes], after: int) -> dict[str, int]:
         for record in records:
             stream.write(json.dumps(record, ensure_ascii=True, separators=(",", ":")).encode() + b"\n")
         count += len(records)
+        tell(f"{count} records")
         if len(records) < PAGE:
             stream.flush()
             return {"records": count, "last_index": records[-1]["index"] if records else at}

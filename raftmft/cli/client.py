@@ -65,9 +65,10 @@ class Client:
             response = connection.getresponse()
             data = response.read()
         except (OSError, http.client.HTTPException) as error:
-            raise NodeUnreachable(
-                f"no node answers at {self.where} ({_reason(error)}); is raftmft node running there?"
-            ) from None
+            hint = "is raftmft node running there?"
+            if isinstance(error, http.client.HTTPException) and self._url is not None and self._url.scheme == "http":
+                hint = "if its admin port speaks TLS, use https:// and --admin-ca FILE"
+            raise NodeUnreachable(f"no node answers at {self.where} ({_reason(error)}); {hint}") from None
         finally:
             connection.close()
         if response.status == 200:

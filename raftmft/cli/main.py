@@ -74,7 +74,7 @@ def main() -> None:
     except click.ClickException as error:
         command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
         hint = f" (see {command} --help)" if command else ""
-        click.echo(f"raftmft: {' '.join(error.format_message().split())}{hint}", err=True)
+        click.echo(f"raftmft: {' '.join(error.format_message().split()).removesuffix('.')}{hint}", err=True)
         sys.exit(error.exit_code)
     except RaftmftError as error:
         click.echo(f"raftmft: {error}", err=True)

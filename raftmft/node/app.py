@@ -38,7 +38,7 @@ from raftmft.cluster.listener import PeerListener
 from raftmft.cluster.relay import PrefaceGuard, RelayDoor, relay
 from raftmft.cluster.repairer import Repairer
 from raftmft.cluster.replicator import Replicator
-from raftmft.core.commands import Checkpoint, Publish
+from raftmft.core.commands import Checkpoint, ConfigSet, Publish
 from raftmft.core.errors import ConfigError, RaftmftError
 from raftmft.core.machine import Entry
 from raftmft.core.manifest import Manifest
@@ -235,7 +235,7 @@ class Node:
         return sorted(published + partials)[:limit]
 
     def _applied(self, entries: Sequence[Entry], _: Sequence[Outcome]) -> None:
-        if any(type(entry.envelope.command) in (Publish, Checkpoint) for entry in entries):
+        if any(type(entry.envelope.command) in (Publish, Checkpoint, ConfigSet) for entry in entries):
             self.repairer.kick()  # did all copies of it arrive here?
 
     # --- what the parts ask of the whole ----------------------------------------------------------

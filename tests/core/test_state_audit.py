@@ -158,3 +158,13 @@ def test_a_reader_in_another_connection_sees_whole_batches_only(busy: World) -> 
     reader.execute("COMMIT")
     assert log.count == count + 1 and log.verify() is None
     reader.close()
+
+
+def test_the_newest_records_that_fit_oldest_first(world: World) -> None:
+    for number in range(6):
+        world.user(f"u{number}")
+    every = world.machine.audit.query()
+    assert world.machine.audit.query(newest=True, limit=2) == every[-2:]
+    assert world.machine.audit.query(newest=True, limit=1000) == every
+    assert world.machine.audit.query(newest=True, limit=0) == []
+    assert world.machine.audit.query(newest=True, limit=1, kind="admin", after_index=every[-1]["index"]) == []

@@ -49,6 +49,32 @@ def test_a_file_is_shown_with_its_chunks_and_their_holders(shared_cluster: Clust
     assert done.returncode == 1 and done.stderr.count(b"\n") == 1
 
 
+def test_the_number_of_copies_is_configured_for_the_whole_cluster(shared_cluster: Cluster, tmp_path: Path) -> None:
+    cluster = shared_cluster
+    one, two, *_ = cluster.names
+    source = tmp_path / "f"
+    source.write_bytes(os.urandom(3_000_000))
+    cluster.sftp(one, f"put {source} copies.bin\n")
+    try:
+        cluster.run("config", "set", "replicas", "2", node=two)
+        for node in cluster.names:
+            value = json.loads(cluster.run("file", "show", "/demo/copies.bin", "-o", "json", node=node).stdout)
+            assert value["replicas"] == 2 and {len(chunk["owners"]) for chunk in value["chunks"]} == {2}, node
+        cluster.sftp(two, f"put {source} copies2.bin\nget copies2.bin {tmp_path}/back\n")
+        assert (tmp_path / "back").read_bytes() == source.read_bytes()
+        for bad in ("0", "17", "many"):
+            done = cluster.run("config", "set", "replicas", bad, check=False)
+            assert done.returncode == 1 and b"1 to 16" in done.stderr and done.stderr.count(b"\n") == 1
+    finally:
+        cluster.run("config", "set", "replicas", "")
+
+    def owed() -> bool:
+        shown = json.loads(cluster.run("file", "show", "/demo/copies2.bin", "-o", "json").stdout)
+        return shown["replicas"] == 3 and shown["health"] == "ok"
+
+    wait_for("what was written with two copies to have three", owed, 60)
+
+
 def test_a_session_is_killed_wherever_it_is(shared_cluster: Cluster) -> None:
     cluster = shared_cluster
     one, two, *_ = cluster.names
