@@ -190,7 +190,7 @@ def test_wrong_types_and_values_get_one_line_and_exit_code_2(called: Called) -> 
     for words in calls:
         done = called(*words)
         assert done.returncode == 2, (words, done)
-        one_line(done)
+        assert "which node" not in one_line(done), words
 
 
 def test_a_command_for_a_node_says_which_it_needs(called: Called) -> None:

@@ -84,6 +84,10 @@ def test_the_number_of_replicas_moves_the_placement_epoch(world: World) -> None:
     assert world.placement == world.index and world.machine.settings.replicas == get(world, "replicas") == 2
     world.ok(c.ConfigSet("replicas", ""))
     assert world.placement == world.index and world.machine.settings.replicas == 3
+    world.machine.close()
+    again = open_machine(world.file)
+    assert again.settings.placement == world.index
+    again.close()
 
 
 def test_an_upload_of_the_old_placement_is_not_published(world: World) -> None:

@@ -119,6 +119,9 @@ async def test_a_large_file_is_looked_up_in_its_index_chunks(world: World) -> No
         (None, "index"), (None, "index"), (IDS_PER_INDEX - 1, "data"), (IDS_PER_INDEX, "data"),
         (IDS_PER_INDEX + 1, "data")]
     assert value["chunks"][-1]["id"] == IDS[11].hex() and value["health"] == "ok"
+    value = await files.show(first=IDS_PER_INDEX + 1, limit=100)
+    assert [chunk["id"] for chunk in value["chunks"][2:]] == [chunk_id.hex() for chunk_id in IDS[11:13]]
+    assert value["health"] == "ok"
     assert len(value["chunks"][0]["owners"]) == 3, "index chunks belong to every member"
     for index in (None, {IDS[100]: b""}):
         assert (await Files(world, dict.fromkeys(IDS, ALL), index=index).show())["health"] == "lost"
@@ -142,14 +145,15 @@ async def test_a_token_is_made_used_and_revoked(world: World) -> None:
     assert await tokens.authenticate(made["token"].encode()) is None
 
 
-async def test_strange_tokens_are_nobodys_and_cost_the_cluster_nothing(world: World) -> None:
+async def test_strange_tokens_are_nobodys_and_cost_the_cluster_nothing(world: World, autojump_clock: Any) -> None:
+    begun = trio.current_time()
     tokens = Tokens(b"own", world.state, world.barrier)
     secret, _ = make_secret()
     for given in (b"", b"own ", b"ow", b"\xff" * 90, b"raftmft-1-" + b"x" * 43, b"raftmft-99999999999999999999-x",
                   render(10**17, secret).encode(), render(1, secret).encode(), render(-1, secret).encode(),
                   (render(1, secret) + "\n").encode()):
         assert await tokens.authenticate(given) is None
-    assert world.barriers == 0
+    assert world.barriers == 0 and trio.current_time() == begun
     assert await Tokens(b"", world.state, world.barrier).authenticate(b"") is None, "an empty file is no token"
 
 
