@@ -154,9 +154,8 @@ class ReadEnd(Command):
 class BeginUpload(Command):
     """Opens a name to write (contract, "What each session sees of a name"). Value: {"upload": int, "file": int (0 if
     new), "version": int (base, 0 if none), "size", "depth", "ids" (the content to continue from: base version or
-    partial; empty after truncate), "partial": bool, "digest": str, "placement": int, "mode": int}, and "path": [names]
-    if symbolic links led elsewhere than to the path that was asked for, and "revoked": the live upload that a partial
-    was taken over from, if there was one.
+    partial; empty after truncate), "partial": bool, "digest": str, "placement": int, "mode": int}, and
+    "revoked": the live upload that a partial was taken over from, if there was one.
     """
 
     session: int
@@ -221,9 +220,7 @@ class Rmdir(Command):
 
 @dataclass(frozen=True, slots=True)
 class Remove(Command):
-    """Removes a file's name, and the user's partial of that name. Value: {"uploads": [ids that were revoked]}, and
-    "path": [names] if symbolic links led elsewhere than asked for.
-    """
+    """Removes a file's name, and the user's partial of that name. Value: {"uploads": [ids that were revoked]}."""
 
     session: int
     path: Path
@@ -231,9 +228,7 @@ class Remove(Command):
 
 @dataclass(frozen=True, slots=True)
 class Rename(Command):
-    """Renames. `replace` is posix-rename@openssh.com: an existing target is replaced atomically. Value: {}, or if
-    symbolic links led elsewhere than asked for {"source": [names], "target": [names]}.
-    """
+    """Renames. `replace` is posix-rename@openssh.com: an existing target is replaced atomically. Value: {}."""
 
     session: int
     source: Path

@@ -153,6 +153,10 @@ class Namespace:
     def _entry(self, inode: int) -> Entry:
         return entry_of(self._state.db.execute(f"SELECT {_ENTRY} FROM inodes i WHERE i.id = ?", (inode,)).fetchone())
 
+    def home_of(self, user: str) -> int:
+        """The inode of a user's home. Raises Refuse(NO_USER)."""
+        return self._home(user)[1]
+
     def _home(self, user: str) -> tuple[int, int]:
         row = self._state.db.execute("SELECT uid, home FROM users WHERE name = ?", (user,)).fetchone()
         if row is None:

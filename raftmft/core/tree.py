@@ -131,7 +131,7 @@ class Tree:
             size = self._namespace.unlink(who.uid, parent, name, spot.inode)
             self._namespace.changed(parent)
         self._record("remove", who, spot.path, size=size)
-        return {"uploads": uploads} if spot.path == command.path else {"uploads": uploads, "path": list(spot.path)}
+        return {"uploads": uploads}
 
     def rename(self, command: Rename) -> dict[str, Any]:
         """Moves a name. Without `replace` nothing may stand at the target (SFTP v3); with it, rename(2)'s rules."""
@@ -155,9 +155,7 @@ class Tree:
                 namespace.changed(source.parent)
             self._state.db.execute("UPDATE inodes SET ctime=? WHERE id=?", (self._state.now_s, source.inode))
         self._record("rename", who, source.path, target=path_text(target.path))
-        if (source.path, target.path) == (command.source, command.target):
-            return {}
-        return {"source": list(source.path), "target": list(target.path)}
+        return {}
 
     def setstat(self, command: SetStat) -> dict[str, Any]:
         """Sets attributes of a name, or of a file this session holds open."""
@@ -234,8 +232,11 @@ class Tree:
     def _text_of_file(self, who: Who, command: SetStat) -> str:
         """Where an open file stands now; a removed one is told of by the name it was opened by, if that is known."""
         where = self._namespace.where(command.file, 0, b"")
-        return path_text(command.path) if where is None else (
-            self._namespace.path_prefix(who.home, where[0]) + text_of(where[1]))
+        if where is not None:
+            return self._namespace.path_prefix(who.home, where[0]) + text_of(where[1])
+        row = self._state.db.execute("SELECT path FROM opens WHERE session = ? AND inode = ? ORDER BY id DESC LIMIT 1",
+                                     (who.session, command.file)).fetchone()
+        return path_text(command.path) if row is None else str(row[0])
 
     def _open_file(self, who: Who, file: int) -> int:
         """The file, if this session has it open: else ids could be tried out across homes."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from raftmft.core.audit import AuditWriter
-from raftmft.core.commands import BeginUpload, Checkpoint, EndUpload
+from raftmft.core.commands import BeginUpload, Checkpoint, EndUpload, Path
 from raftmft.core.manifest import Manifest
 from raftmft.core.names import path_text, text_of
 from raftmft.core.namespace import FILE, FILE_MODE, LINK, PERMISSION_BITS, S_IFREG, Namespace, not_found
@@ -94,8 +94,6 @@ class Uploads:
             raise Refuse(Code.LIMIT, f"a session has at most {MAX_UPLOADS_PER_SESSION} files open to write")
         value = (self._begin_new(command, who, spot.parent, spot.name) if spot.kind is None
                  else self._begin_overwrite(command, who, spot.parent, spot.name, spot.inode))
-        if spot.path != path:
-            value["path"] = list(spot.path)
         self._audit.record("open", user=who.user, path=path_text(spot.path), member=who.member, address=who.address,
                            session=who.session, size=value["size"], outcome="ok, to write")
         return value
@@ -198,6 +196,27 @@ class Uploads:
             "SELECT id FROM uploads WHERE session = ? AND ((file = 0 AND parent = ? AND name = ?) OR "
             "(file > 0 AND file = ?)) ORDER BY id", (session, parent, name, file))
         return [row[0] for row in rows]
+
+    def seen_at(self, user: str, session: int, path: Path, *, follow: bool = True) -> int:
+        """The session's own live upload that a path leads to, of several the one begun last; 0 if there is none."""
+        try:
+            spot = self._namespace.find(self._namespace.home_of(user), path, follow=follow)
+        except Refuse:
+            return 0
+        ids = self.of_session_at(session, spot.parent, spot.name, spot.inode if spot.kind == FILE else 0)
+        return ids[-1] if ids else 0
+
+    def seen_in(self, user: str, session: int, directory: Path) -> list[list[Any]]:
+        """[name, upload] of the session's own live uploads to names of a directory, those begun last at the end."""
+        try:
+            spot = self._namespace.find(self._namespace.home_of(user), directory)
+        except Refuse:
+            return []
+        rows = self._state.db.execute(
+            "SELECT name, id FROM uploads WHERE session = ?1 AND file = 0 AND parent = ?2 UNION ALL "
+            "SELECT d.name, u.id FROM uploads u JOIN dentries d ON d.inode = u.file AND d.parent = ?2 "
+            "WHERE u.session = ?1 AND u.file > 0 ORDER BY 2, 1", (session, spot.inode))
+        return [list(row) for row in rows]
 
     def add_source(self, upload: int, inode: int, version: int, manifest: Manifest) -> None:
         """The upload takes chunks from this version of a file. Raises Refuse(LIMIT)."""

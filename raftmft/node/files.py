@@ -60,20 +60,21 @@ class Files:
         await self._ends.finish()
 
     async def _stat(self, worker: Worker, args: dict[str, Any]) -> Any:
-        user = _user(worker, args)
+        user, path, follow = _user(worker, args), _path(args["path"]), bool(args.get("follow", True))
         await self._epoch.barrier()
-        return _answer(self._state.machine.namespace.look(
-            user, _path(args["path"]), follow=bool(args.get("follow", True))))
+        machine = self._state.machine
+        own = machine.uploads.seen_at(user, int(args["session"]), path, follow=follow) if args.get("own") else 0
+        return {**_answer(machine.namespace.look(user, path, follow=follow)), "upload": own}
 
     async def _list(self, worker: Worker, args: dict[str, Any]) -> Any:
         user, after, path = _user(worker, args), args.get("after"), _path(args["path"])
         if after is None:
             await self._epoch.barrier()  # later pages go on from what the first one was promised
         limit = min(int(args["limit"]), MOST_NAMES_A_PAGE)
-        namespace = self._state.machine.namespace
-        entries = _answer(namespace.list(user, path, after, limit + 1))
-        return {"entries": entries[:limit], "more": len(entries) > limit,
-                "path": _answer(namespace.look(user, path))["path"]}
+        machine = self._state.machine
+        entries = _answer(machine.namespace.list(user, path, after, limit + 1))
+        own = machine.uploads.seen_in(user, int(args["session"]), path) if args.get("own") else []
+        return {"entries": entries[:limit], "more": len(entries) > limit, "uploads": own}
 
     async def _open(self, worker: Worker, args: dict[str, Any]) -> Any:
         value = await self._epoch.value(c.OpenRead(_session(worker, args), _path(args["path"])))

@@ -1,8 +1,8 @@
 """What a session has open: files to read, uploads, directories, and their handles.
 
 A `Session` belongs to one login, and may have several SFTP channels; each channel has a `Handles` of its own, while
-uploads are known to all channels of the session by their paths, since the writing session sees its own unpublished
-bytes (contract, "What each session sees of a name").
+uploads are known to all channels of the session, since the writing session sees its own unpublished bytes (contract,
+"What each session sees of a name"). Which name leads to which upload the node says: others may rename it.
 """
 
 from __future__ import annotations
@@ -33,18 +33,12 @@ class Session:
         self.user_bytes = user.encode("utf-8", "replace")
         self.budget = Budget()
         self.handle_count = 0
-        self._uploads: dict[Path, Upload] = {}
+        self._uploads: dict[int, Upload] = {}
         self.ended = asyncio.Event()
 
-    def upload_at(self, path: Path) -> Upload | None:
-        """The session's own open upload to this path; of several the one opened last."""
-        return self._uploads.get(path)
-
-    def uploads_in(self, directory: Path) -> dict[bytes, Upload]:
-        """The session's own open uploads to names of a directory."""
-        depth = len(directory)
-        return {path[-1]: upload for path, upload in self._uploads.items()
-                if len(path) == depth + 1 and path[:depth] == directory}
+    def upload(self, number: int) -> Upload | None:
+        """The session's own open upload of this id."""
+        return self._uploads.get(number)
 
     def uploads(self) -> list[Upload]:
         """All of them."""
@@ -52,33 +46,19 @@ class Session:
 
     def opened(self, upload: Upload) -> None:
         """An upload was begun."""
-        self._uploads[upload.path] = upload
+        self._uploads[upload.id] = upload
 
     def closed(self, upload: Upload) -> None:
-        """An upload ended; its path shows what is published again."""
-        if self._uploads.get(upload.path) is upload:
-            del self._uploads[upload.path]
+        """An upload ended; its name shows what is published again."""
+        self._uploads.pop(upload.id, None)
 
-    def removed(self, path: Path, ids: list[Any]) -> None:
-        """The name was removed, and with it the uploads of these ids: they go on as files without a name. An upload to
-        a file that has another name goes on there.
-        """
-        for upload in self.uploads():
-            if upload.id in ids:
+    def removed(self, ids: list[Any]) -> None:
+        """The name of these uploads was removed: they go on as files without a name."""
+        for number in ids:
+            upload = self._uploads.pop(number, None)
+            if upload is not None:
                 upload.is_removed = True
                 upload.seals.changed.ring()
-            if upload.id in ids or upload.path == path:
-                self.closed(upload)
-
-    def renamed(self, source: Path, target: Path) -> None:
-        """A file or a directory was renamed: uploads to it, or below it, follow."""
-        depth = len(source)
-        moved = [upload for path, upload in self._uploads.items() if path[:depth] == source]
-        for upload in moved:
-            self.closed(upload)
-        for upload in moved:
-            upload.path = target + upload.path[depth:]
-            self.opened(upload)
 
 
 class ReadFile:
@@ -153,7 +133,7 @@ class Directory:
         self.has_more = bool(first_page["more"])
         self.last: bytes | None = self.entries[-1]["name"] if self.entries else None
         self.is_begun = False
-        self.own: dict[bytes, Upload] | None = None
+        self.own: dict[bytes, int] = dict(first_page["uploads"])
 
     def add_page(self, page: dict[str, Any]) -> None:
         """The next page came."""

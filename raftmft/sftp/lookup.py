@@ -1,9 +1,8 @@
 """Where a client's path leads, and what this session is told of it: its own unpublished bytes first, else the node's
 answer (contract, "What each session sees of a name").
 
-Uploads are known by the path that no link leads through any more. So a path that names one of them directly needs no
-question; another one may lead there by links, and then the node is asked where it leads, but only while the session
-has an upload at all.
+Only the node knows where a name leads, by links and after the renames of others; while the session has an upload open
+it is asked whether one of them stands there.
 """
 
 from __future__ import annotations
@@ -41,37 +40,34 @@ class Lookup:
         """The node's answer to a request of this session."""
         return await self._link.request(operation, {"session": self._session.id, **args})
 
-    async def look(self, path: Path, *, follow: bool = True) -> tuple[Path, dict[str, Any] | None]:
-        """Where a path leads, and the entry published there, or the user's partial."""
-        answer = await self.ask("fs.stat", path=list(path), follow=follow)
-        return tuple(answer["path"]), answer["entry"]
+    async def look(self, path: Path, *, follow: bool = True) -> dict[str, Any]:
+        """Where a path leads ("path"), and the "entry" published there, or the user's partial, or None."""
+        answer: dict[str, Any] = await self.ask("fs.stat", path=list(path), follow=follow,
+                                                own=bool(self._session.uploads()))
+        return answer
 
     async def own_at(self, path: Path) -> Upload | None:
         """The session's own upload that a path leads to. A path that leads nowhere leads to none."""
-        own = self._session.upload_at(path)
-        if own is None and self._session.uploads():
-            try:
-                where, _ = await self.look(path)
-            except Refused:
-                return None  # whatever is done next is refused for the same reason, and says so
-            own = self._session.upload_at(where)
-        return own
+        if not self._session.uploads():
+            return None
+        try:
+            return self._session.upload((await self.look(path))["upload"])
+        except Refused:
+            return None  # whatever is done next is refused for the same reason, and says so
 
     async def stat(self, path: Path, *, follow: bool = True) -> FileAttrs:
         """STAT, LSTAT."""
-        own = self._session.upload_at(path)
-        if own is None:
-            where, entry = await self.look(path, follow=follow)
-            own = self._session.upload_at(where)
-            if own is None:
-                if entry is None:
-                    raise Answer(status.NO_SUCH_FILE)
-                return attrs_of(entry)
-        return own.present_attrs(self._session.uid)
+        answer = await self.look(path, follow=follow)
+        own = self._session.upload(answer["upload"])
+        if own is not None:
+            return own.present_attrs(self._session.uid)
+        if answer["entry"] is None:
+            raise Answer(status.NO_SUCH_FILE)
+        return attrs_of(answer["entry"])
 
     async def read_link(self, path: Path) -> bytes:
         """READLINK: the target as it was given."""
-        _, entry = await self.look(path, follow=False)
+        entry = (await self.look(path, follow=False))["entry"]
         if entry is None:
             raise Answer(status.NO_SUCH_FILE)
         if entry["kind"] != "link":
@@ -83,32 +79,33 @@ class Lookup:
         if not path:
             return path
         try:
-            return (await self.look(path))[0]
+            return tuple((await self.look(path))["path"])
         except Refused:
             return path
 
     # --- directories -----------------------------------------------------------------------------
     async def open_directory(self, path: Path) -> Directory:
         """OPENDIR, with the first page."""
-        page = await self.ask("fs.list", path=list(path), after=None, limit=PAGE_NAMES)
-        return Directory(tuple(page["path"]), page)
+        page = await self.ask("fs.list", path=list(path), after=None, limit=PAGE_NAMES,
+                              own=bool(self._session.uploads()))
+        return Directory(path, page)
 
     async def read_directory(self, directory: Directory) -> list[Row]:
         """READDIR: the dots, published names, then own unpublished ones; Answer(EOF) after that."""
         user = self._session.user_bytes
         if not directory.is_begun:
             directory.is_begun = True
-            directory.own = self._session.uploads_in(directory.path)
             dots = FileAttrs(mode=0o040755)
             return [(dot, longname(dot, dots, user), dots) for dot in (b".", b"..")]
         if not directory.entries and directory.has_more:
             directory.add_page(await self.ask(
                 "fs.list", path=list(directory.path), after=directory.last, limit=PAGE_NAMES))
-        own = directory.own or {}
+        own = directory.own
         rows: list[Row] = []
         used = taken = 0
         for entry in directory.entries[:MOST_NAMES_A_REPLY]:
-            name, upload = entry["name"], own.pop(entry["name"], None)
+            name = entry["name"]
+            upload = self._session.upload(own.pop(name, 0))
             attrs = attrs_of(entry) if upload is None else upload.present_attrs(self._session.uid)
             rows.append((name, longname(name, attrs, user, target=entry.get("target")), attrs))
             taken += 1
@@ -117,9 +114,11 @@ class Lookup:
                 break
         del directory.entries[:taken]
         if not rows and not directory.has_more:
-            for name, upload in own.items():  # at most MOST_HANDLES of them
-                attrs = upload.present_attrs(self._session.uid)
-                rows.append((name, longname(name, attrs, user), attrs))
+            for name, number in own.items():  # at most MOST_HANDLES of them
+                upload = self._session.upload(number)
+                if upload is not None:
+                    attrs = upload.present_attrs(self._session.uid)
+                    rows.append((name, longname(name, attrs, user), attrs))
             own.clear()
         if not rows:
             raise Answer(status.EOF)
@@ -152,7 +151,7 @@ class Lookup:
             answer = await self.ask("fs.statvfs", path=list(path))
         except Refused as refusal:
             # An own upload to a new name stands nowhere yet.
-            if self._session.upload_at(path) is None:
+            if await self.own_at(path) is None:
                 raise refusal
             answer = await self.ask("fs.statvfs", path=[])
         blocks, free = -(-int(answer["total"]) // BLOCK_BYTES), int(answer["free"]) // BLOCK_BYTES

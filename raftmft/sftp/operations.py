@@ -87,7 +87,8 @@ class Operations:
             case p.SetAttrs():
                 await self._fsetstat(request.target, request.attrs)
             case p.Rename():
-                await self._rename(request)
+                await self._ask("fs.rename", source=list(parse_path(request.source)),
+                                target=list(parse_path(request.target)), replace=request.replace)
             case p.Symlink():
                 await self._ask("fs.symlink", path=list(parse_path(request.link)), target=request.target)
             case p.Malformed():
@@ -125,15 +126,14 @@ class Operations:
         begun = await self._ask(
             "fs.begin", path=list(path), create=bool(flags & p.FXF_CREAT), truncate=is_truncated,
             exclusive=bool(flags & p.FXF_CREAT and flags & p.FXF_EXCL), append=bool(flags & p.FXF_APPEND), mode=mode)
-        upload = self._begun(path, begun, is_append=bool(flags & p.FXF_APPEND), is_truncated=is_truncated)
+        upload = self._begun(begun, is_append=bool(flags & p.FXF_APPEND), is_truncated=is_truncated)
         return self._handles.add(WriteHandle(
             upload, readable=bool(flags & p.FXF_READ), writable=bool(flags & (p.FXF_WRITE | p.FXF_APPEND)),
             is_owner=True))
 
-    def _begun(self, path: Path, begun: dict[str, Any], *, is_append: bool = False,
+    def _begun(self, begun: dict[str, Any], *, is_append: bool = False,
                is_truncated: bool = False) -> Upload:
-        where = tuple(begun.get("path") or path)
-        upload = Upload(self._link, self._writer, self._reader, self._session.budget, self._session.id, where, begun,
+        upload = Upload(self._link, self._writer, self._reader, self._session.budget, self._session.id, begun,
                         window=self._window, is_append=is_append, is_truncated=is_truncated)
         self._session.opened(upload)
         return upload
@@ -189,7 +189,7 @@ class Operations:
             await upload.truncate(attrs.size)
         values = attrs.settable()
         if values and not upload.is_changed:
-            await self._ask("fs.setstat", path=list(upload.path), file=upload.file, attrs=values)
+            await self._ask("fs.setstat", path=[], file=upload.file, attrs=values)
         for what in ("uid", "gid"):
             if values.pop(what, self._session.uid) != self._session.uid:
                 raise Answer(status.PERMISSION_DENIED)
@@ -210,7 +210,7 @@ class Operations:
                 return [p.handle_reply(request.id, self._handles.add(await lookup.open_directory(path)))]
             case p.REMOVE:
                 answer = await self._ask("fs.remove", path=list(path))
-                self._session.removed(tuple(answer.get("path") or path), list(answer.get("uploads") or ()))
+                self._session.removed(list(answer.get("uploads") or ()))
             case p.RMDIR:
                 await self._ask("fs.rmdir", path=list(path))
             case _:
@@ -248,11 +248,6 @@ class Operations:
                 raise Answer(status.OP_UNSUPPORTED)
         return [p.ok_reply(request.id)]
 
-    async def _rename(self, request: p.Rename) -> None:
-        source, target = parse_path(request.source), parse_path(request.target)
-        answer = await self._ask("fs.rename", source=list(source), target=list(target), replace=request.replace)
-        self._session.renamed(tuple(answer.get("source", source)), tuple(answer.get("target", target)))
-
     async def _setstat(self, path: Path, attrs: FileAttrs) -> None:
         own = await self._lookup.own_at(path)
         if own is not None:
@@ -267,7 +262,7 @@ class Operations:
     async def _lsetstat(self, path: Path, attrs: FileAttrs) -> None:
         if attrs.size is not None:
             raise Answer(status.BAD_MESSAGE)  # a link has no size to set
-        own = self._session.upload_at(path)
+        own = self._session.upload((await self._lookup.look(path, follow=False))["upload"])
         if own is not None:
             await self._set_own(own, attrs)
         else:
@@ -279,7 +274,7 @@ class Operations:
             raise Answer(status.FAILURE, f"File too large: at most {MAX_FILE_SIZE} bytes")
         begun = await self._ask("fs.begin", path=list(path), create=False, truncate=False, exclusive=False,
                                 append=False, mode=None)
-        upload = self._begun(path, begun)
+        upload = self._begun(begun)
         if not upload.file:
             # An unfinished upload is nobody's file yet: cutting it must not publish it.
             try:
@@ -296,10 +291,9 @@ class Operations:
 
     # --- leaves ----------------------------------------------------------------------------------
     def _path_of(self, name: bytes) -> Path:
-        """A handle's path; a file's that is open to read may be gone, and what is asked holds for the whole home."""
+        """A handle's path; of a file, which may have none any more, the home: what is asked holds for all of it."""
         handle = self._known(name)
-        return () if isinstance(handle, ReadFile) else handle.path if isinstance(handle, Directory) else (
-            handle.upload.path[:-1])
+        return handle.path if isinstance(handle, Directory) else ()
 
     def _own_attrs(self, upload: Upload) -> FileAttrs:
         return upload.present_attrs(self._session.uid)

@@ -29,7 +29,6 @@ from raftmft.sftp.checkpoint import Checkpoints
 from raftmft.sftp.chunks import Buffer, ChunkWriter
 from raftmft.sftp.content import ChunkReader, Content, places_of
 from raftmft.sftp.link import Link, Refused
-from raftmft.sftp.names import Path
 from raftmft.sftp.seals import Seals, StreamDigest
 from raftmft.sftp.slots import SlotTable
 
@@ -45,10 +44,10 @@ class SessionOver(RaftmftError):
 class Upload:
     """One upload. Its methods are called by one session's engine, one at a time; checkpoints run beside them."""
 
-    def __init__(self, link: Link, writer: ChunkWriter, reader: ChunkReader, budget: Budget, session: int, path: Path,
+    def __init__(self, link: Link, writer: ChunkWriter, reader: ChunkReader, budget: Budget, session: int,
                  begun: dict[str, Any], *, window: int, is_append: bool, is_truncated: bool) -> None:
         """`begun` is the node's answer to fs.begin."""
-        self.id, self.file, self.path = int(begun["upload"]), int(begun["file"]), path
+        self.id, self.file = int(begun["upload"]), int(begun["file"])
         self.mode, self.session = int(begun["mode"]), session
         self.size, self.placement = int(begun["size"]), int(begun["placement"])
         self.attrs: dict[str, int] = {}
@@ -213,7 +212,7 @@ class Upload:
     def over_base(self, base: dict[str, Any]) -> Upload:
         """The same appending upload, with nothing appended, over another version of its file (`base`: see fs.base)."""
         begun = {**base, "upload": self.id, "file": self.file, "mode": self.mode}
-        fresh = Upload(self.link, self.writer, self._reader, self._budget, self.session, self.path, begun,
+        fresh = Upload(self.link, self.writer, self._reader, self._budget, self.session, begun,
                        window=self._window, is_append=True, is_truncated=False)
         fresh.attrs, fresh.is_changed = self.attrs, True
         return fresh

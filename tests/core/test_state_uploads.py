@@ -565,3 +565,28 @@ def test_what_cannot_be_copied(world: World, session: int, monkeypatch: pytest.M
     assert world.refused(c.CopyData(session, upload, newer, content(20), 1)) == Code.LIMIT
     world.ok(c.UserSet("ann", read_only=True))
     assert world.refused(c.CopyData(session, upload, opened, content(20), 1)) == Code.READ_ONLY
+
+
+# --- what a session sees of its own ------------------------------------------------------------------------------
+def test_a_sessions_own_uploads_are_found_wherever_their_names_lead(world: World, session: int) -> None:
+    uploads, other = world.machine.uploads, world.login()
+    world.ok(c.Mkdir(session, path("d")))
+    world.put(session, "d/old")
+    over, new = world.begin(session, "d/old", truncate=True)["upload"], world.begin(session, "d/new")["upload"]
+    world.ok(c.Symlink(session, path("l"), b"d/new"))
+    world.ok(c.Link(session, path("d/old"), path("second")))
+    for name, upload in (("d/old", over), ("d/new", new), ("l", new), ("second", over), ("d", 0), ("none", 0),
+                         ("none/x", 0)):
+        assert uploads.seen_at("ann", session, path(name)) == upload, name
+        assert uploads.seen_at("ann", other, path(name)) == 0
+    assert uploads.seen_at("ann", session, path("l"), follow=False) == 0
+    assert uploads.seen_in("ann", session, path("d")) == [[b"old", over], [b"new", new]]
+    assert uploads.seen_in("ann", session, ()) == [[b"second", over]]
+    world.ok(c.Rename(other, path("d"), path("e")))
+    world.ok(c.Rename(other, path("e/old"), path("moved")))
+    later = world.begin(session, "e/new", truncate=True)["upload"]
+    assert uploads.seen_at("ann", session, path("moved")) == over
+    assert uploads.seen_at("ann", session, path("e/new")) == later, "the one begun last"
+    assert uploads.seen_in("ann", session, path("e")) == [[b"new", new], [b"new", later]]
+    assert uploads.seen_in("ann", other, path("e")) == uploads.seen_in("ann", session, path("none/x")) == []
+    assert uploads.seen_at("nobody", session, path("e/new")) == 0 and uploads.seen_in("nobody", session, ()) == []

@@ -351,6 +351,9 @@ async def rename_other(v: Views) -> None:
     writing = await v.writing(b"over")
     await v.o.rename(v.name, v.name + ".to")
     assert await v.o.read_all(v.name + ".to") == b"partial"
+    assert await v.w.read_all(v.name + ".to") == b"over" and (await v.w.stat(v.name + ".to")).size == 4
+    assert (await v.w.names(""))[v.name.encode() + b".to"].size == 4
+    await fails(NO_SUCH_FILE, v.w.stat(v.name))
     await v.w.close_handle(writing)
     assert await v.o.read_all(v.name + ".to") == b"over"
     await fails(NO_SUCH_FILE, v.o.stat(v.name))
@@ -422,6 +425,7 @@ async def parent_gone(v: Views) -> None:
         await v.w.fsync(handle)
     await v.o.call(p.RMDIR, s(v.name))
     await v.o.rename(v.name + ".moving", v.name + ".moved")
+    assert list(await v.w.names(v.name + ".moved")) == [b"x"] and await v.w.read_all(v.name + ".moved/x") == b"data"
     await fails(NO_SUCH_FILE, v.w.close_handle(gone))
     await v.w.close_handle(moved)
     assert await v.o.read_all(f"{v.name}.moved/x") == b"data"

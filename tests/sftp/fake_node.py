@@ -271,13 +271,14 @@ class FakeNode:
     def _tree(self, session: int) -> dict[Key, File]:
         return self.files[self.sessions[session]]
 
-    def _fs_stat(self, session: int, path: list[bytes], follow: bool) -> Any:
+    def _fs_stat(self, session: int, path: list[bytes], follow: bool, own: bool) -> Any:
         tree, key = self._tree(session), self._led(session, path) if follow else tuple(path)
         if key and key[:-1] not in tree:
             raise Refuse("not_found")
         partial = self.partials.get((self.sessions[session], key))
         file = tree.get(key) or (File(0, partial, 0o644) if partial is not None else None)
-        return {"path": list(key), "entry": file and file.entry()}
+        mine = [n for n, about in self.uploads.items() if own and about["session"] == session and about["key"] == key]
+        return {"path": list(key), "entry": file and file.entry(), "upload": max(mine, default=0)}
 
     def _led(self, session: int, path: list[bytes]) -> Key:
         """Where a path leads: only a link at its end is followed here, and only one."""
@@ -290,13 +291,16 @@ class FakeNode:
             raise Refuse("not_found")
         return found
 
-    def _fs_list(self, session: int, path: list[bytes], after: bytes | None, limit: int) -> Any:
+    def _fs_list(self, session: int, path: list[bytes], after: bytes | None, limit: int,
+                 own: bool = False) -> Any:
         if self._found(session, path).manifest is not None:
             raise Refuse("not_a_directory")
         names = sorted(key[-1] for key in self._tree(session)
                        if len(key) == len(path) + 1 and list(key[:-1]) == path and key[-1] > (after or b""))
         return {"entries": [{**self._found(session, [*path, name]).entry(), "name": name} for name in names[:limit]],
-                "more": len(names) > limit, "path": path}
+                "more": len(names) > limit,
+                "uploads": [[about["key"][-1], n] for n, about in sorted(self.uploads.items())
+                            if own and about["session"] == session and list(about["key"][:-1]) == path]}
 
     def _content(self, manifest: Manifest) -> dict[str, Any]:
         return {"size": manifest.size, "depth": manifest.depth, "ids": manifest.ids, "digest": "",
@@ -328,10 +332,10 @@ class FakeNode:
             self.uploads = {n: u for n, u in self.uploads.items() if u["key"] != key}
         number = self._next()
         manifest = EMPTY if truncate else (partial or (file.manifest if file else None) or EMPTY)
-        self.uploads[number] = {"user": user, "key": key, "file": file, "mode": mode, "base": file and file.version,
-                                "truncate": truncate, "append": append}
+        self.uploads[number] = {"session": session, "user": user, "key": key, "file": file, "mode": mode,
+                                "base": file and file.version, "truncate": truncate, "append": append}
         return {"upload": number, "file": file.id if file else 0, "version": file.version if file else 0,
-                "partial": partial is not None, "placement": 7, "path": list(key),
+                "partial": partial is not None, "placement": 7,
                 "mode": 0o100000 | (file.mode if file else 0o644 if mode is None else mode), **self._content(manifest)}
 
     def _upload(self, upload: int) -> dict[str, Any]:

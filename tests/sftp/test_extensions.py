@@ -196,6 +196,13 @@ def test_a_copy_is_overwritten_and_cut_like_any_content(node: FakeNode, source: 
         await sftp.fsetstat(write, FileAttrs(size=3 * MIB + 5))
         assert await sftp.read(write, MIB - 4, 8) == DATA[MIB - 4 : MIB - 2] + b"edit" + DATA[MIB + 2 : MIB + 4]
         await sftp.close_handle(write)
+        for name, change in (("written", lambda h: sftp.write(h, 7, b"x")), ("shared", lambda h: sftp.copy(
+                read, h, 0, MIB, MIB)), ("cut", lambda h: sftp.fsetstat(h, FileAttrs(size=MIB)))):
+            write = await sftp.open_file(f"changed-{name}", RW_CREAT)
+            await sftp.copy(read, write)
+            await change(write)
+            await sftp.close_handle(write)
+            assert node.files["anna"][f"changed-{name}".encode(),].digest == "", name
     run(node, test)
     assert node.content("changed") == DATA[: MIB - 2] + b"edit" + DATA[MIB + 2 : 3 * MIB + 5]
     assert node.files["anna"][b"changed",].digest == "", "it is no copy any more"

@@ -105,7 +105,7 @@ def make(account: Account, folder: Path, broken: list[str], *, window: int = 4) 
     writer = ChunkWriter(link, str(folder), "other", 64 << 20, broken.append)
     writer._segments = account  # type: ignore[assignment]
     begun = {"upload": 1, "file": 0, "version": 0, "size": 0, "depth": 0, "ids": b"", "placement": 1, "mode": 0o100644}
-    return Upload(link, writer, ChunkReader(link, str(folder)), Budget(3), 1, (b"f",), begun, window=window,
+    return Upload(link, writer, ChunkReader(link, str(folder)), Budget(3), 1, begun, window=window,
                   is_append=False, is_truncated=True)
 
 
