@@ -6,6 +6,7 @@ import functools
 import http.client
 import ipaddress
 import json
+import re
 import socket
 import ssl
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any
 from urllib.parse import SplitResult, urlencode, urlsplit
 
 import click
+from click.core import ParameterSource
 
 from raftmft.core.errors import ConfigError, NodeUnreachable, NoQuorum, OutcomeUnknown, RaftmftError
 
 TIMEOUT_S = 30.0
+MOST_TOKEN_BYTES = 1024
 
 
 class NotFound(RaftmftError):
@@ -46,11 +49,7 @@ class Client:
         self._url = None if self._socket is not None else _checked_url(admin or "", ca_file)
         self._ca_file = ca_file
         if self._socket is None and token_file:
-            try:
-                token = Path(token_file).read_text().strip()
-            except OSError as error:
-                raise ConfigError(f"the token file {token_file} cannot be read: {error.strerror}") from None
-            self._headers["authorization"] = f"Bearer {token}"
+            self._headers["authorization"] = f"Bearer {_token(token_file)}"
 
     def get(self, path: str, /, **query: Any) -> Any:
         """GET; parameters that are None are left out."""
@@ -59,25 +58,34 @@ class Client:
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S) -> Any:
         """One request; the decoded JSON answer."""
-        connection = self._connect(timeout_s)
+        connection, is_sent = self._connect(timeout_s), False
         try:
+            connection.connect()
+            is_sent = True
             connection.request(method, path, json.dumps(body) if body is not None else None, self._headers)
             response = connection.getresponse()
             data = response.read()
         except (OSError, http.client.HTTPException) as error:
-            hint = "is raftmft node running there?"
-            if isinstance(error, http.client.HTTPException) and self._url is not None and self._url.scheme == "http":
-                hint = "if its admin port speaks TLS, use https:// and --admin-ca FILE"
-            raise NodeUnreachable(f"no node answers at {self.where} ({_reason(error)}); {hint}") from None
+            raise self._unanswered(error, may_have_happened=is_sent and method != "GET") from None
         finally:
             connection.close()
-        if response.status == 200:
-            return (
-                json.loads(data)
-                if response.getheader("content-type", "").startswith("application/json")
-                else data.decode()
-            )
-        raise _error(response.status, data)
+        if response.status != 200:
+            raise _error(response.status, data)
+        if not path.startswith("/api/"):
+            return data.decode(errors="replace")
+        try:
+            return json.loads(data)
+        except ValueError:
+            raise RaftmftError(f"what answers at {self.where} is no raftmft node; give its admin address") from None
+
+    def _unanswered(self, error: Exception, *, may_have_happened: bool) -> RaftmftError:
+        hint = "is raftmft node running there?"
+        if isinstance(error, http.client.HTTPException) and self._url is not None and self._url.scheme == "http":
+            hint = "if its admin port speaks TLS, use https:// and --admin-ca FILE"
+        if may_have_happened:
+            return OutcomeUnknown(f"the node at {self.where} gave no answer ({_reason(error)}), outcome unknown: look "
+                                  f"whether it was done before you try again; {hint}")
+        return NodeUnreachable(f"no node answers at {self.where} ({_reason(error)}); {hint}")
 
     @property
     def where(self) -> str:
@@ -93,6 +101,17 @@ class Client:
             return http.client.HTTPSConnection(url.hostname, url.port, timeout=timeout_s,
                                                context=_tls(self._ca_file or ""))
         return http.client.HTTPConnection(url.hostname, url.port, timeout=timeout_s)
+
+
+def _token(file: str) -> str:
+    try:
+        with open(file, "rb") as stream:
+            token = stream.read(MOST_TOKEN_BYTES).strip()
+    except OSError as error:
+        raise ConfigError(f"the token file {file} cannot be read: {error.strerror}") from None
+    if not re.fullmatch(rb"[!-~]+", token):
+        raise ConfigError(f"{file} holds no token; make one with raftmft admin-token create")
+    return token.decode()
 
 
 def _checked_url(text: str, ca_file: str | None) -> SplitResult:
@@ -132,7 +151,8 @@ def _tls(ca_file: str) -> ssl.SSLContext:
 
 
 def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.split())[:200]
 
 
 def _error(status: int, data: bytes) -> RaftmftError:
@@ -140,7 +160,7 @@ def _error(status: int, data: bytes) -> RaftmftError:
         table = json.loads(data)
         text, code = str(table["error"]), str(table["code"])
     except (ValueError, KeyError, TypeError):
-        text, code = data.decode(errors="replace").strip()[:200] or f"HTTP status {status}", ""
+        text, code = " ".join(data.decode(errors="replace").split())[:200] or f"HTTP status {status}", ""
     if code == "no_quorum":
         return NoQuorum(text)
     if code == "unknown":
@@ -170,8 +190,17 @@ def node_options(command: Any = None, *, required: bool = True) -> Any:
                   help="The cluster's certificate (a copy of keys/ca.crt), for --admin https://...")
     @output_option
     @functools.wraps(command)
-    def wrapped(data_dir: str | None, admin: str | None, admin_token_file: str | None, admin_ca: str | None,
-                output: str, **rest: Any) -> Any:
+    @click.pass_context
+    def wrapped(context: click.Context, data_dir: str | None, admin: str | None, admin_token_file: str | None,
+                admin_ca: str | None, output: str, **rest: Any) -> Any:
+        # What is typed counts more than what the environment says.
+        if data_dir is not None and admin is not None:
+            typed = {name for name in ("data_dir", "admin")
+                     if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
+            if len(typed) == 2:
+                raise click.UsageError("give --data-dir or --admin, not both")
+            if "admin" in typed:
+                data_dir = None
         named = required or data_dir is not None or admin is not None
         client = Client(data_dir, admin, admin_token_file, admin_ca) if named else None
         return command(client=client, output=output, **rest)

@@ -217,3 +217,14 @@ def test_text_that_is_no_text_is_one_line(called: Called) -> None:
         done = called(*words, "--data-dir", "/nowhere")
         assert done.returncode in (2, 5), done
         one_line(done)
+
+
+def test_what_is_typed_counts_more_than_the_environment(called: Called, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAFTMFT_DATA_DIR", "/from/environment")
+    monkeypatch.setenv("RAFTMFT_ADMIN", "http://127.0.0.1:2")
+    for words, where in (((), "/from/environment"), (("--admin", "http://127.0.0.1:1"), "127.0.0.1:1"),
+                         (("--data-dir", "/typed"), "/typed")):
+        done = called("user", "list", *words)
+        assert done.returncode == 5 and where in one_line(done)
+    done = called("user", "list", "--data-dir", "/typed", "--admin", "http://127.0.0.1:1")
+    assert done.returncode == 2 and "not both" in one_line(done)

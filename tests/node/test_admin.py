@@ -18,7 +18,7 @@ from hypercorn.config import Config
 
 from raftmft.cli.client import Client
 from raftmft.cluster.certificates import CertificateFiles, issue_member, make_authority, write_member_files
-from raftmft.core.errors import ConfigError, NodeUnreachable, RaftmftError
+from raftmft.core.errors import ConfigError, NodeUnreachable, OutcomeUnknown, RaftmftError
 from raftmft.node import admin
 from raftmft.node.api import VIEWER, Call, Operation, build
 
@@ -27,7 +27,7 @@ async def hello(call: Call) -> Any:
     return {"actor": call.actor}
 
 
-APP = build([Operation("GET", "/hello", "Hello", hello)])
+APP = build([Operation("GET", "/api/x", "Hello", hello)])
 
 
 def listen() -> tuple[socket.socket, int]:
@@ -64,7 +64,7 @@ def token(tmp_path: Path) -> str:
 
 
 async def ask(make: Callable[[], Client]) -> Any:
-    return await trio.to_thread.run_sync(lambda: make().get("/hello"))
+    return await trio.to_thread.run_sync(lambda: make().get("/api/x"))
 
 
 async def test_tls_with_the_clusters_authority_and_no_other(
@@ -129,18 +129,58 @@ def test_a_wrong_authority_file_gets_one_line(tmp_path: Path) -> None:
     for file, says in ((tmp_path / "no.crt", "no certificate"), (tmp_path / "missing", "cannot be read"),
                        (tmp_path, "cannot be read")):
         with pytest.raises(ConfigError, match=says):
-            Client(None, "https://127.0.0.1:1", None, str(file)).get("/hello")
-    with pytest.raises(ConfigError, match="token file"):
-        Client(None, "http://127.0.0.1:1", str(tmp_path / "missing"))
+            Client(None, "https://127.0.0.1:1", None, str(file)).get("/api/x")
+
+
+def test_a_wrong_token_file_gets_one_line(tmp_path: Path) -> None:
+    for content in (b"", b"\n", b"two\nlines", b"\xff\xfe", b"sp ace", b"\0"):
+        (tmp_path / "token").write_bytes(content)
+        with pytest.raises(ConfigError, match="holds no token"):
+            Client(None, "http://127.0.0.1:1", str(tmp_path / "token"))
+    for path in (tmp_path / "missing", tmp_path):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            Client(None, "http://127.0.0.1:1", str(path))
+
+
+@pytest.mark.parametrize(("answer", "get", "post"), [
+    (b"", NodeUnreachable, OutcomeUnknown), (b"nonsense\r\n\r\n", NodeUnreachable, OutcomeUnknown),
+    (b"HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\n{}", NodeUnreachable, OutcomeUnknown),
+    (b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n<html>", RaftmftError, RaftmftError),
+    (b"HTTP/1.1 500 X\r\ncontent-length: 4\r\n\r\na\n\nb", RaftmftError, RaftmftError)])
+async def test_what_no_node_would_answer(answer: bytes, get: type[Exception], post: type[Exception]) -> None:
+    sock, port = listen()
+    sock.settimeout(3)
+    client = Client(None, f"http://127.0.0.1:{port}")
+
+    def serve() -> None:
+        for _ in range(2):
+            connection, _ = sock.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+
+    def both() -> None:
+        for method, expected in (("GET", get), ("POST", post)):
+            with pytest.raises(expected) as raised:
+                client.call(method, "/api/v1/x")
+            assert type(raised.value) is expected and "\n" not in str(raised.value)
+            assert ("outcome unknown" in str(raised.value)) is (expected is OutcomeUnknown)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.to_thread.run_sync, serve)
+        await trio.to_thread.run_sync(both)
+    sock.close()
+    with pytest.raises(NodeUnreachable):
+        client.call("POST", "/api/v1/x")
 
 
 async def test_other_protocols_are_not_spoken(token: str) -> None:
     async with serving(Config()) as port:
         for request, status in (
-                (b"GET /hello HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+                (b"GET /api/x HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
                  b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-version: 13\r\n\r\n", b"400"),
                 (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"400"),
-                (b"GET /hello HTTP/1.1\r\nhost: x\r\nauthorization: Bearer secret\r\nconnection: upgrade, "
+                (b"GET /api/x HTTP/1.1\r\nhost: x\r\nauthorization: Bearer secret\r\nconnection: upgrade, "
                  b"http2-settings, close\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAoAAA\r\n\r\n", b"200")):
             stream = await trio.open_tcp_stream("127.0.0.1", port)
             await stream.send_all(request)
@@ -152,19 +192,19 @@ async def test_other_protocols_are_not_spoken(token: str) -> None:
             await stream.aclose()
 
 
-UPGRADE = b"GET /hello HTTP/1.1\r\nhost: x\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: "
+UPGRADE = b"GET /api/x HTTP/1.1\r\nhost: x\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: "
 GARBAGE = (
-    b"", b"\0" * 5000, b"\xff" * 70_000, b"GET", b"GET /hello HTTP/9.9\r\n\r\n", b"GET  /hello\r\n\r\n",
+    b"", b"\0" * 5000, b"\xff" * 70_000, b"GET", b"GET /api/x HTTP/9.9\r\n\r\n", b"GET  /hello\r\n\r\n",
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0" * 100, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\x01\x02\x03" * 9,
     UPGRADE + b"!!\r\n\r\n", UPGRADE + b"AAAA\r\n\r\n",
-    b"GET /hello HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-key: x\r\n"
+    b"GET /api/x HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-key: x\r\n"
     b"sec-websocket-version: 13\r\n\r\n\x81\xff\xff\xff\xff\xff\xff\xff",
-    b"POST /hello HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nffffffffffffffffffff\r\nx",
-    b"POST /hello HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n", b"GET /hello HTTP/1.1\r\n" + b"a: b\r\n" * 20_000,
-    b"POST /hello HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nabcde",
+    b"POST /api/x HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nffffffffffffffffffff\r\nx",
+    b"POST /api/x HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n", b"GET /api/x HTTP/1.1\r\n" + b"a: b\r\n" * 20_000,
+    b"POST /api/x HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nabcde",
     b"GET http://[::1 HTTP/1.1\r\nhost: x\r\n\r\n", b"GET //\\\xfe%zz%00 HTTP/1.1\r\nhost: \xfe\r\n\r\n",
     b"OPTIONS * HTTP/1.1\r\nhost: x\r\n\r\n", b"CONNECT x:1 HTTP/1.1\r\nhost: x\r\n\r\n",
-    b"GET /hello HTTP/1.1\r\nhost: x\r\nauthorization: Bearer \xff\xfe\r\nauthorization: Bearer x\r\n\r\n",
+    b"GET /api/x HTTP/1.1\r\nhost: x\r\nauthorization: Bearer \xff\xfe\r\nauthorization: Bearer x\r\n\r\n",
 )
 
 
