@@ -97,6 +97,8 @@ class Gossip:
         raw = socket.socket(family, socket.SOCK_DGRAM)
         try:
             raw.setblocking(False)
+            if family == socket.AF_INET6:
+                raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
                 raw.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
             raw.bind(bind)
@@ -156,7 +158,9 @@ class Gossip:
             self.lost["unresolved"] += 1
             return
         try:
-            self._socket.sendto(datagram, address)
+            # A socket on "::" reaches IPv4 members under their mapped addresses.
+            mapped = self._socket.family == socket.AF_INET6 and ":" not in address[0]
+            self._socket.sendto(datagram, (f"::ffff:{address[0]}", address[1]) if mapped else address)
         except OSError as error:
             self._lose(error)
 
@@ -213,7 +217,8 @@ class Gossip:
         host, port = address
         try:
             with trio.fail_after(RESOLVE_TIMEOUT_S):
-                found = await trio.socket.getaddrinfo(host, port, self._socket.family, socket.SOCK_DGRAM)
+                found = await trio.socket.getaddrinfo(host, port, self._socket.family, socket.SOCK_DGRAM,
+                                                      flags=socket.AI_V4MAPPED)
         except (OSError, UnicodeError, trio.TooSlowError) as error:
             if host not in self._unresolvable:
                 self._unresolvable.add(host)

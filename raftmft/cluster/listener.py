@@ -38,19 +38,25 @@ Serve = Callable[[str, TlsStream], Awaitable[None]]
 TakeRelay = Callable[[socket.socket], Awaitable[None]]
 
 
-def open_port(host: str, port: int) -> socket.socket:
-    """A listening TCP socket on the peer port (0: any free one). OSError if the address cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+def open_port(host: str, port: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
+    """A TCP socket that listens (or a bound one, for UDP) on an address or a name of this host; port 0: any free one.
+    On "::" it takes IPv4 too. OSError if the address cannot be had.
+    """
+    family, kind_, _, _, address = socket.getaddrinfo(host, port, type=kind, flags=socket.AI_PASSIVE)[0]
+    opened = socket.socket(family, kind_)
     try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
-        listening.listen(BACKLOG)
-        listening.setblocking(False)
+        if family == socket.AF_INET6:
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        if kind == socket.SOCK_STREAM:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind(address)
+        if kind == socket.SOCK_STREAM:
+            opened.listen(BACKLOG)
+        opened.setblocking(False)
     except BaseException:
-        listening.close()
+        opened.close()
         raise
-    return listening
+    return opened
 
 
 class PeerListener:

@@ -34,6 +34,7 @@ OPEN_PATHS = ("/healthz", "/readyz", "/metrics")
 KEEP_ALIVE_S = 30.0
 MOST_CONNECTIONS = 256
 LOOK_EVERY_S = 60.0
+MAX_SOCKET_PATH_BYTES = 107
 
 
 class Guard:
@@ -67,8 +68,9 @@ class Guard:
 
 def listen_unix(path: Path) -> socket.socket:
     """A listening Unix socket with mode 0600; one left by an earlier run is replaced. Raises ConfigError."""
-    if len(os.fsencode(path)) > 107:
-        raise ConfigError(f"{path} is too long for a Unix socket (107 bytes); use a shorter data directory")
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+        raise ConfigError(f"{path} is too long for a Unix socket ({MAX_SOCKET_PATH_BYTES} bytes); use a shorter data "
+                          "directory")
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)

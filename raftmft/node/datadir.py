@@ -1,6 +1,6 @@
 """The data directory of one node: where each thing stands, whose it is, and that one process has it at a time.
 
-raftmft.toml   settings of this host          seed.json   cluster id, first members (no secrets)
+raftmft.toml   settings of this host          seed.json   cluster id, first members (no open secrets)
 keys/          ca.crt node.crt node.key cluster.key (0700; files 0600)
 raft/journal   the Raft log, term and vote    state/      the state machine's SQLite file
 chunks/        segments                       admin.sock, admin.token (0600), node.pid, lock
@@ -11,20 +11,31 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from raftmft.cluster.certificates import CertificateFiles, write_file
 from raftmft.core.commands import MemberSpec
 from raftmft.core.errors import ConfigError
+from raftmft.core.names import clipped
 
-SEED_FORMAT = 1
+SEED_FORMAT = 2
+PROBE_BYTES = 1 << 20
+"""Written and synced before anything else: what a new member's directory must at least have room for."""
+LOST_FOUND = "lost+found"  # every fresh ext file system has it
 
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """What a node must know before it has any state: the cluster and its first members. Sealed keys are in hex."""
+    """What a node must know before it has any state. Sealed keys are in hex.
+
+    A *founder* knows the first members of a cluster that it helps to make. A host that joined knows the members that it
+    was told of at its admission, and itself: addresses for the first contact. It has no vote until the log says so.
+    """
 
     cluster: str
     cluster_id: str
@@ -34,6 +45,7 @@ class Seed:
     host_public_key: str
     sealed_host_key: str
     sealed_ca_key: str
+    founder: bool = True
 
     def member(self, member_id: str) -> MemberSpec:
         """The member with this id."""
@@ -102,18 +114,63 @@ class DataDir:
         """The running node's process id."""
         return self.path / "node.pid"
 
-    def make(self) -> None:
-        """Makes the folders, 0700. Raises ConfigError if the directory is used already or cannot be made."""
+    @contextmanager
+    def made(self) -> Iterator[None]:
+        """Makes the folders, 0700, for the block to fill. Whatever ends the block in between, nothing is left behind:
+        the directory is as it was. Raises ConfigError if it is used already, another user's, or cannot be written.
+        """
+        top = next((path for path in reversed([self.path, *self.path.parents]) if not path.exists()), None)
+        if top is None:
+            self._check_empty()
+        mode, locked, ours, whole = 0o700, -1, False, False
         try:
-            if self.path.exists() and any(self.path.iterdir()):
+            try:
+                self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                locked = _lock_folder(self.path)
+                mode = self._check_empty()  # again, now that nobody else fills it
+                ours = True
+                os.chmod(self.path, 0o700)
+                for folder in (self.keys, self.chunks, self.journal.parent, self.state.parent):
+                    folder.mkdir(mode=0o700)
+                write_file(self.path / ".probe", bytes(PROBE_BYTES))
+                (self.path / ".probe").unlink()
+            except OSError as error:
+                raise ConfigError(f"{self.path} cannot be made and written: {error.strerror}; give another directory, "
+                                  "or mend this") from None
+            yield
+            whole = True
+        finally:
+            if ours and not whole:
+                self._empty()
+                os.chmod(self.path, mode)
+            if not whole and top is not None:
+                _remove_empty_folders(self.path, top)
+            if locked >= 0:
+                os.close(locked)
+
+    def _empty(self) -> None:
+        for path in self.path.iterdir():
+            if path.name != LOST_FOUND:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def _check_empty(self) -> int:
+        """The mode of an existing directory that is ours to fill. ConfigError otherwise."""
+        try:
+            info = self.path.stat()
+            if not stat.S_ISDIR(info.st_mode):
+                raise NotADirectoryError
+            if info.st_uid != os.geteuid():
+                raise ConfigError(f"{self.path} belongs to user {info.st_uid}, not to {os.geteuid()}; run as its owner")
+            if (self.path / "seed.json").exists():
+                raise ConfigError(f"{self.path} is not empty: a member was made there already; run it with raftmft "
+                                  f"node --data-dir {self.path}, or give another directory")
+            if any(path.name != LOST_FOUND for path in self.path.iterdir()):
                 raise ConfigError(f"{self.path} is not empty; give an empty or new directory")
-            for folder in (self.path, self.keys, self.chunks, self.journal.parent, self.state.parent):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.chmod(self.path, 0o700)
+            return stat.S_IMODE(info.st_mode)
         except NotADirectoryError:
             raise ConfigError(f"{self.path} is not a directory; give an empty or new directory") from None
         except OSError as error:
-            raise ConfigError(f"{self.path} cannot be made: {error.strerror}") from None
+            raise ConfigError(f"{self.path} cannot be used: {error.strerror}") from None
 
     def check_owner(self) -> None:
         """Refuses a directory of another user, or one that others may read. Raises ConfigError."""
@@ -150,11 +207,14 @@ class DataDir:
         path = self.path / "seed.json"
         try:
             table = json.loads(path.read_bytes())
-            if table.pop("format") != SEED_FORMAT:
-                raise ConfigError(f"{path} is of another format than {SEED_FORMAT}; run the version that wrote it")
+            if (found := table.pop("format")) != SEED_FORMAT:
+                raise ConfigError(f"{path} has format {clipped(str(found), 16)}, this program reads format "
+                                  f"{SEED_FORMAT}: run the version that wrote it")
             table["members"] = tuple(MemberSpec(**m) for m in table["members"])
             seed = Seed(**table)
             seed.member(seed.me)
+            if type(seed.founder) is not bool:
+                raise TypeError("founder")
             return seed
         except FileNotFoundError:
             raise ConfigError(f"{path} is missing; make a node there with raftmft init or raftmft dev") from None
@@ -189,3 +249,25 @@ def sync_folder(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _lock_folder(path: Path) -> int:
+    """Holds a folder against others that would fill it; gives the descriptor to close. ConfigError if one does."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise ConfigError(f"{path} is being filled by another raftmft at this moment; give another directory") from None
+    return fd
+
+
+def _remove_empty_folders(path: Path, top: Path) -> None:
+    """Removes `path` and its parents up to `top`, as far as they are empty."""
+    for folder in (path, *path.parents):
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+        if folder == top:
+            return

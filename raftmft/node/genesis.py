@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from raftmft.cluster.certificates import (
     CLUSTER_KEY_SIZE,
+    Issued,
     issue_member,
     make_authority,
     seal,
@@ -45,24 +47,31 @@ def make_cluster(name: str, members: Sequence[FirstMember], *, replicas: int = D
     cluster_key = secrets.token_bytes(CLUSTER_KEY_SIZE)
     host_key, host_public_key = make_ssh_key()
     cluster_id = secrets.token_hex(8)
-    for member in members:
-        DataDir(member.data_dir).make()
     issued = {m.settings.name: (secrets.token_hex(8), m) for m in members}
     certificates = {key: issue_member(authority, key) for key, _ in issued.values()}
     specs = tuple(
         MemberSpec(key, m.settings.name, m.settings.advertise, m.settings.peer_port, m.settings.gossip_port,
                    m.settings.sftp_port, certificates[key].fingerprint)
         for key, m in issued.values())
-    for key, member in issued.values():
-        data_dir = DataDir(member.data_dir)
-        write_member_files(data_dir.certificates, authority.certificate, certificates[key])
-        write_file(data_dir.cluster_key, cluster_key)
-        write_file(data_dir.path / FILE_NAME, render(member.settings).encode())
-        write_file(data_dir.admin_token, (admin_token or secrets.token_urlsafe(32)).encode() + b"\n")
-        data_dir.write_seed(Seed(
-            name, cluster_id, key, specs, replicas, host_public_key,
-            seal(cluster_key, HOST_KEY, host_key).hex(), seal(cluster_key, AUTHORITY_KEY, authority.key).hex()))
+    with ExitStack() as made:
+        for key, member in issued.values():
+            data_dir = DataDir(member.data_dir)
+            made.enter_context(data_dir.made())
+            write_member(data_dir, member.settings, authority.certificate, certificates[key], cluster_key, Seed(
+                name, cluster_id, key, specs, replicas, host_public_key,
+                seal(cluster_key, HOST_KEY, host_key).hex(), seal(cluster_key, AUTHORITY_KEY, authority.key).hex()),
+                admin_token)
     return host_public_key
+
+
+def write_member(data_dir: DataDir, settings: Settings, authority_certificate: bytes, issued: Issued,
+                 cluster_key: bytes, seed: Seed, admin_token: str | None = None) -> None:
+    """Fills a data directory just made, the seed last: without it the directory is no member's. OSError."""
+    write_member_files(data_dir.certificates, authority_certificate, issued)
+    write_file(data_dir.cluster_key, cluster_key)
+    write_file(data_dir.path / FILE_NAME, render(settings).encode())
+    write_file(data_dir.admin_token, (admin_token or secrets.token_urlsafe(32)).encode() + b"\n")
+    data_dir.write_seed(seed)
 
 
 def bootstrap_command(seed: Seed) -> Bootstrap:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 import signal
 
 import trio
 
-from raftmft.core.errors import ConfigError, RaftmftError
+from raftmft.core.errors import RaftmftError
 from raftmft.node.app import Node
 from raftmft.node.datadir import DataDir
 from raftmft.node.logs import set_up
+from raftmft.node.preflight import raise_file_limit
 from raftmft.node.settings import Settings, load
 from raftmft.node.sockets import Listeners, open_listeners
 
 log = logging.getLogger(__name__)
-
-LEAST_FILES = 256
 
 
 def run_node(data_dir_path: str, drain_timeout_s: int | None) -> int:
@@ -28,7 +26,7 @@ def run_node(data_dir_path: str, drain_timeout_s: int | None) -> int:
     data_dir = DataDir(data_dir_path)
     data_dir.check_owner()
     settings = load(data_dir.path)
-    _raise_file_limit()
+    raise_file_limit()
     data_dir.lock()
     set_up(settings.log_level)
     data_dir.pid_file.write_text(f"{os.getpid()}\n")
@@ -65,17 +63,6 @@ async def _watch_signals(node: Node) -> None:
                 os._exit(1)
             log.info("%s: draining", signal.Signals(number).name)
             node.stop.set()
-
-
-def _raise_file_limit() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < LEAST_FILES:
-        raise ConfigError(
-            f"at most {hard} open files are allowed; raise the limit to {LEAST_FILES} or more (ulimit -n, "
-            f"or LimitNOFILE= in the unit)"
-        )
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -6,6 +6,7 @@ import socket
 from dataclasses import dataclass
 
 from raftmft.cluster.listener import open_port
+from raftmft.core.addresses import address_text
 from raftmft.core.errors import ConfigError
 from raftmft.node.admin import listen_unix
 from raftmft.node.datadir import DataDir
@@ -28,8 +29,8 @@ def open_listeners(settings: Settings, data_dir: DataDir) -> Listeners:
         try:
             return open_port(host, port)
         except OSError as error:
-            raise ConfigError(f"{setting} {host}:{port} cannot be opened: {error.strerror}; choose another in "
-                              f"{data_dir.path}/raftmft.toml or stop what uses it") from None
+            raise ConfigError(f"{setting} {address_text(host, port)} cannot be opened: {error.strerror}; choose another "
+                              f"in {data_dir.path}/raftmft.toml or stop what uses it") from None
 
     return Listeners(tcp("sftp_port", settings.listen, settings.sftp_port),
                      tcp("peer_port", settings.listen, settings.peer_port),

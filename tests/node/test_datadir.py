@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,68 @@ def test_a_used_directory_is_refused_and_unchanged(tmp_path: Path) -> None:
     assert before == sorted((p, p.read_bytes()) for p in data_dir.path.rglob("*") if p.is_file())
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match="not a directory"):
-        DataDir(tmp_path / "file").make()
+        make(tmp_path / "file")
+
+
+def everything(path: Path) -> list[tuple[str, int]]:
+    return sorted((str(p), p.stat().st_mode) for p in path.rglob("*"))
+
+
+@pytest.mark.parametrize("existing", [True, False])
+def test_what_fails_halfway_leaves_the_directory_as_it_was(tmp_path: Path, existing: bool) -> None:
+    path = tmp_path / "a" / "b"
+    if existing:
+        (path / "lost+found").mkdir(parents=True)
+        path.chmod(0o755)
+    before = everything(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        with DataDir(path).made():
+            (path / "seed.json").write_text("{}")
+            raise ZeroDivisionError
+    assert everything(tmp_path) == before
+    make(path)
+    assert (path.stat().st_mode & 0o777, DataDir(path).read_seed().cluster) == (0o700, "c")
+
+
+def test_two_at_once_do_not_fill_one_directory(tmp_path: Path) -> None:
+    with DataDir(tmp_path / "d").made():
+        with pytest.raises(ConfigError, match="being filled|not empty"):
+            make(tmp_path / "d")
+        assert (tmp_path / "d" / "keys").is_dir(), "the loser removed what the winner made"
+
+
+def test_a_second_member_in_a_directory_is_told_how_to_run_the_first(tmp_path: Path) -> None:
+    make(tmp_path / "d")
+    with pytest.raises(ConfigError, match="made there already; run it with raftmft node"):
+        make(tmp_path / "d")
+
+
+def test_another_users_directory_is_not_filled(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        tmp_path = Path("/")  # root's own, for everybody else
+    else:
+        os.chown(tmp_path, 12345, 0)
+    with pytest.raises(ConfigError, match="belongs to user"):
+        make(tmp_path)
+
+
+def test_who_joined_is_no_founder(tmp_path: Path) -> None:
+    data_dir = make(tmp_path / "d")
+    seed = data_dir.read_seed()
+    assert seed.founder
+    data_dir.write_seed(replace(seed, founder=False))
+    assert not data_dir.read_seed().founder
+    with pytest.raises(ConfigError, match="damaged"):
+        data_dir.write_seed(replace(seed, founder="no"))  # type: ignore[arg-type]
+        data_dir.read_seed()
+
+
+def test_a_seed_of_another_format_is_told_with_both_versions(tmp_path: Path) -> None:
+    data_dir = make(tmp_path / "d")
+    path = data_dir.path / "seed.json"
+    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
+    with pytest.raises(ConfigError, match=r"seed\.json has format 1, this program reads format 2"):
+        data_dir.read_seed()
 
 
 def test_foreign_and_open_directories_are_refused(tmp_path: Path) -> None:
