@@ -107,6 +107,11 @@ class Repairer:
         return self._marker.index
 
     @property
+    def held_placement(self) -> int:
+        """The placement epoch under which `held_through` is true."""
+        return self._marker.placement
+
+    @property
     def missing(self) -> int:
         """How many chunks this member should hold and found no one to give, when it last looked."""
         return sum(self._owed.values()) + len(self._damaged)

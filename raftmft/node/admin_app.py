@@ -11,6 +11,7 @@ from raftmft.node.api import build
 from raftmft.node.api_audit import AuditApi
 from raftmft.node.api_config import ConfigApi
 from raftmft.node.api_files import FilesApi, Placing
+from raftmft.node.api_members import MembersApi
 from raftmft.node.api_node import NodeApi
 from raftmft.node.api_sessions import SessionsApi
 from raftmft.node.api_tokens import TokensApi
@@ -29,6 +30,7 @@ def admin_app(node: Node) -> Starlette:
     about = NodeApi(lambda: describe(node.view.facts()), node.not_ready, node.view.members)
     operations = [
         *about.operations(),
+        *MembersApi(state, epoch, node.stewards).operations(),
         *UsersApi(state, epoch).operations(),
         *SessionsApi(state, epoch).operations(),
         *ConfigApi(state, epoch).operations(),

@@ -47,6 +47,7 @@ from raftmft.core.outcome import Outcome
 from raftmft.node import admin
 from raftmft.node.admin_app import admin_app
 from raftmft.node.chunks import Chunks
+from raftmft.node.coverage import Coverage
 from raftmft.node.datadir import DataDir
 from raftmft.node.dispatch import Dispatch
 from raftmft.node.epoch import Epoch
@@ -58,9 +59,11 @@ from raftmft.node.holders import Holders
 from raftmft.node.leader import LeaderDuties
 from raftmft.node.logins import Logins
 from raftmft.node.quorum import QuorumWatch
+from raftmft.node.roster import INTRODUCTION, Roster
 from raftmft.node.settings import Settings
 from raftmft.node.sockets import Listeners
 from raftmft.node.state import close_state, open_state
+from raftmft.node.stewards import Stewards
 from raftmft.node.tokens import Tokens
 from raftmft.node.view import ClusterView
 from raftmft.node.workers import Worker, Workers
@@ -84,7 +87,7 @@ class Node:
 
     def __init__(self, data_dir: DataDir, settings: Settings, listeners: Listeners) -> None:
         self.data_dir, self.settings, self.listeners = data_dir, settings, listeners
-        self.stop = trio.Event()
+        self.stop, self.removed = trio.Event(), trio.Event()
         self.drain_s = float(settings.drain_timeout_s)
         seed = self.seed = data_dir.read_seed()
         self.me = seed.me
@@ -105,7 +108,8 @@ class Node:
                               "the whole directory, or remove the member and let a new one join")
         journal = Journal(str(journal_path))
         self.state = open_state(self.data_dir)
-        self.replica = Replica(self.me, [m.id for m in self.seed.members], journal, self.state)
+        founders = [m.id for m in self.seed.members] if self.seed.founder else []
+        self.replica = Replica(self.me, founders, journal, self.state)
         self.driver = RaftDriver(self.replica, lambda member, body: self.links.send(member, RAFT, body))
 
     def _make_store(self) -> None:
@@ -117,32 +121,36 @@ class Node:
     def _make_links(self, cluster_key: bytes) -> None:
         files = self.data_dir.certificates
         me = hello.Self(self.me, self.seed.cluster_id, server_context(files), client_context(files))
-        self.view = ClusterView(self.seed, self.state, self.driver)
+        self.roster = Roster(self.seed, self.state, self._members_changed)
+        self.view = ClusterView(self.seed, self.state, self.driver, self.roster)
         self.gossip = Gossip(self.me, (self.settings.listen, self.settings.gossip_port), cluster_key,
-                             self.view.gossip_addresses)
+                             self.roster.gossip_addresses)
         self.view.listen_to(self.gossip, self._load)
-        self.links = PeerLinks(me, self.view.peer_addresses, self.view.directory,
-                               on_up=self.driver.peer_connected, on_down=self._link_down)
+        self.links = PeerLinks(me, self.roster.peer_addresses, self.roster.directory,
+                               on_up=self._link_up, on_down=self._link_down)
         self.links.on_message(RAFT, self.driver.receive)
+        self.links.on_message(INTRODUCTION, self.roster.introduced)
         self.holders = Holders(self.me, self.links, lambda chunk_id: self.holdings.find(chunk_id) is not None)
         self.pool = BulkPool(lambda member: hello.dial(
-            me, member, self.view.peer_addresses()[member], "bulk", self.view.directory))
+            me, member, self.roster.peer_addresses()[member], "bulk", self.roster.directory))
         self.replicator = Replicator(self.me, self.pool.put, self.view.alive, self.view.ranking)
         self.fetcher = Fetcher(self.me, self.pool.get, self.holdings, self.view.alive, self.view.ranking)
         self.repairer = Repairer(self._manifests_since, self.view.owns,
                                  lambda: self.state.applied, self.holdings, self.fetcher, self.data_dir.repair_mark,
-                                 placement=lambda: self.state.machine.settings.placement)
+                                 placement=self.placement)
+        self.coverage = Coverage(self.me, self.links, self.holdings, self.fetcher, self.replicator, self.view.storing,
+                                 self.view.replicas, self.placement)
         self.state.subscribe(self._applied)
         self.bulk = BulkServer(self.holdings, on_damaged=self.repairer.damaged)
         self.prefaces = PrefaceGuard(cluster_key, self.me)
-        self.listener = PeerListener(me, self.view.directory, on_control=self.links.serve, on_bulk=self.bulk.serve,
+        self.listener = PeerListener(me, self.roster.directory, on_control=self.links.serve, on_bulk=self.bulk.serve,
                                      on_relay=RelayDoor(self.prefaces, self._relayed).take)
 
     def _make_service(self) -> None:
         self.epoch = Epoch(self.driver, self.me)
         self.logins = Logins(self.state, self.epoch, self.me)
         self.chunks = Chunks(self.me, self.storage, self.replicator, self.fetcher, self.repairer, self.view.storing,
-                             self.view.replicas)
+                             self.view.replicas, self.coverage)
         self.files = Files(self.state, self.epoch, self.chunks)
         self.dispatch = Dispatch(self.epoch, self.logins, self.files, self.chunks, self._greet)
         self.workers = Workers(self.settings.worker_count, self.dispatch.handle, self._worker_gone,
@@ -150,7 +158,9 @@ class Node:
         self.evictions = Evictions(self.workers)
         self.state.subscribe(self.evictions.applied)
         self.door = FrontDoor(self.me, self.workers, self.view.choose, self._relay)
-        self.duties = LeaderDuties(self.driver, self.state, bootstrap_command(self.seed), self.view.dead)
+        bootstrap = bootstrap_command(self.seed) if self.seed.founder else None
+        self.duties = LeaderDuties(self.driver, self.state, bootstrap, self.view.dead, self.me)
+        self.stewards = Stewards(self.me, self.links, self.driver, self.roster, self.repairer)
         self.watch = QuorumWatch(self.epoch, self.view.has_quorum, self.workers.kill_all_sessions)
         self.api = admin_app(self)
 
@@ -163,6 +173,7 @@ class Node:
                 nursery.start_soon(part)
             nursery.start_soon(self.listener.serve, self.listeners.peer)
             nursery.start_soon(self._serve_clients)
+            nursery.start_soon(self._watch_removal)
             await self.stop.wait()
             await self._drain()
             nursery.cancel_scope.cancel()
@@ -214,7 +225,7 @@ class Node:
             moved = sum(w.bytes_in + w.bytes_out for w in workers)
             self.measured = Load(
                 bytes_per_s=int(max(0, moved - before) / elapsed), cpu=min(1.0, used / elapsed),
-                disk_free=shutil.disk_usage(self.data_dir.path).free, mode=self.seed.member(self.me).mode,
+                disk_free=shutil.disk_usage(self.data_dir.path).free, mode=self._mode(),
                 version=__version__)
             self.gossip.set_load(self._load())
             before = moved
@@ -225,7 +236,16 @@ class Node:
             self.measured, sessions=sum(w.load for w in self.workers.live.values()), applied_index=self.state.applied,
             missing_chunks=self.repairer.missing,
             mode="draining" if self.stop.is_set() else self.measured.mode,
-            has_quorum=self.epoch.begun.is_set() and bool(self.workers.live) and self.view.has_quorum())
+            has_quorum=self.epoch.begun.is_set() and bool(self.workers.live) and self.view.has_quorum()
+            and self._is_joined())
+
+    def _mode(self) -> str:
+        mine = self.roster.mine()
+        return mine.mode if mine is not None else self.seed.member(self.me).mode
+
+    def _is_joined(self) -> bool:
+        mine = self.roster.mine()
+        return mine is not None and bool(mine.joined)
 
     def _manifests_since(self, index: int, limit: int) -> list[tuple[int, int, Manifest]]:
         """What was published or checkpointed after `index`, oldest first: partials are to be continued anywhere."""
@@ -239,6 +259,29 @@ class Node:
             self.repairer.kick()  # did all copies of it arrive here?
 
     # --- what the parts ask of the whole ----------------------------------------------------------
+    def placement(self) -> int:
+        """The present placement epoch."""
+        return self.state.machine.settings.placement
+
+    def _link_up(self, member: str) -> None:
+        self.driver.peer_connected(member)
+        self.links.send(member, INTRODUCTION, self.roster.introduction())
+
+    def _members_changed(self, gone: set[str]) -> None:
+        """Who may link, or where members are, changed: cuts off at once who may not any more."""
+        self.links.refresh()
+        self.listener.recheck()
+        for member in gone:
+            self.pool.cut_off(member)
+        self.repairer.kick()
+        if self.roster.is_removed:
+            self.removed.set()
+
+    async def _watch_removal(self) -> None:
+        await self.removed.wait()
+        raise RaftmftError("this member was removed from its cluster; to let this host in again, give it a new data "
+                           "directory and raftmft join")
+
     def _link_down(self, member: str) -> None:
         self.driver.peer_disconnected(member)
         self.pool.cut_off(member)  # or what it was asked would wait for a stopped process
@@ -258,7 +301,7 @@ class Node:
             log.error("the segments of worker %d are not sealed: %s", worker.number, error)
 
     async def _relay(self, connection: socket.socket, address: str, target: str) -> None:
-        host, port = self.view.peer_addresses()[target]
+        host, port = self.roster.peer_addresses()[target]
         client_host, client_port = address.rsplit(":", 1)
         preface = self.prefaces.make(target, client_host.strip("[]"), int(client_port))
         await relay(connection, host, port, preface)

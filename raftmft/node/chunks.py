@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,8 @@ from raftmft.cluster.repairer import Repairer
 from raftmft.cluster.replicator import Replicator
 from raftmft.core import placement
 from raftmft.core.errors import RaftmftError
-from raftmft.core.manifest import CHUNK_SIZE, ID_SIZE
+from raftmft.core.manifest import CHUNK_SIZE, ID_SIZE, Manifest
+from raftmft.node.coverage import Coverage
 from raftmft.node.workers import Worker
 from raftmft.store.disk import SegmentStore
 from raftmft.store.format import Location
@@ -38,6 +40,10 @@ class Upload:
     worker: Worker
     pending: int = 0
     failed: str = ""
+    oldest: int = 0
+    """The oldest placement epoch under which any of its content was acknowledged."""
+    under_way: Counter[int] = field(default_factory=Counter)
+    """Puts under way, by the placement epoch in which they began."""
     ended: bool = field(default=False)
 
 
@@ -45,8 +51,9 @@ class Chunks:
     """Serves the chunk.* requests. `members` gives (id, weight) of those that store; `replicas` is R."""
 
     def __init__(self, me: str, storage: SegmentStore, replicator: Replicator, fetcher: Fetcher, repairer: Repairer,
-                 members: Callable[[], list[tuple[str, int]]], replicas: Callable[[], int]) -> None:
-        self._me, self._storage = me, storage
+                 members: Callable[[], list[tuple[str, int]]], replicas: Callable[[], int],
+                 coverage: Coverage) -> None:
+        self._me, self._storage, self._coverage = me, storage, coverage
         self._replicator, self._fetcher, self._repairer = replicator, fetcher, repairer
         self._members, self._replicas = members, replicas
         self._uploads: dict[int, Upload] = {}
@@ -61,9 +68,30 @@ class Chunks:
         disk = os.statvfs(self._storage.directory)
         return disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
 
-    def begin(self, upload: int, worker: Worker) -> None:
-        """An upload was begun by this worker."""
-        self._uploads[upload] = Upload(worker)
+    def begin(self, upload: int, worker: Worker, placement: int) -> None:
+        """An upload was begun by this worker. `placement` is the epoch under which what it continues from was
+        acknowledged; 0 if that is not known.
+        """
+        self._uploads[upload] = Upload(worker, oldest=placement)
+
+    def inherits(self, upload: int) -> None:
+        """The upload takes over content whose acknowledgements may be of any placement epoch."""
+        if (known := self._uploads.get(upload)) is not None:
+            known.oldest = 0
+
+    async def covered(self, upload: int, manifest: Manifest) -> int:
+        """The placement epoch under which a write quorum of the owners holds all of `manifest`, which is the upload's
+        content or a prefix of it: its chunks are acknowledged again if any was under an earlier one.
+        """
+        known = self._uploads.get(upload)
+        if known is None:
+            raise RaftmftError("the upload has ended")
+        if known.oldest != self._coverage.epoch():
+            began = list(known.under_way)
+            epoch = await self._coverage.ensure(manifest)
+            # A put that was under way when this began may end with the owners of its own time.
+            known.oldest = min([epoch, *began, *known.under_way])
+        return known.oldest
 
     def worker_of(self, upload: int) -> Worker | None:
         """Who writes an upload on this node; None if nobody does."""
@@ -101,12 +129,14 @@ class Chunks:
         upload = self._uploads.get(int(args["upload"]))
         if upload is None or upload.worker is not worker:
             raise RaftmftError("the upload has ended")
-        members = self._members()
+        epoch, members = self._coverage.epoch(), self._members()
         replicas = len(members) if args.get("index") else min(self._replicas(), len(members))
         owners = placement.owners(chunk_id, members, replicas)
         quorum = placement.write_quorum(min(self._replicas(), len(members)))
         need = quorum - (1 if self._me in owners else 0)
         upload.pending += 1
+        upload.under_way[epoch] += 1
+        upload.oldest = min(upload.oldest, epoch)
         try:
             # What a worker says is looked at before the index believes it: a place that is not there would later fail
             # a sync, and with it the node. Read from the page cache: it was written just now.
@@ -119,6 +149,8 @@ class Chunks:
             raise
         finally:
             upload.pending -= 1
+            upload.under_way[epoch] -= 1
+            upload.under_way += Counter()  # drops what is none
         return {}
 
     async def locate_request(self, args: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,8 @@ READ_END_DELAY_S = 0.25
 READ_ENDS_AT_ONCE = 500
 READ_ENDS_WAITING = 50_000
 PUBLISH_LIMIT_S = 4.5
+MOST_PLACEMENTS = 8
+"""How often members may change while one upload is published or checkpointed before it is told to fail."""
 _ATTRS = ("size", "mode", "uid", "gid", "atime", "mtime")
 
 
@@ -85,22 +87,38 @@ class Files:
             _session(worker, args), _path(args["path"]), create=bool(args["create"]),
             truncate=bool(args["truncate"]), exclusive=bool(args["exclusive"]), append=bool(args["append"]),
             mode=_optional_int(args.get("mode"))))
-        self._chunks.begin(int(value["upload"]), worker)
+        is_old = bool(value["ids"]) and (value["partial"] or int(value["version"]) < int(value["placement"]))
+        self._chunks.begin(int(value["upload"]), worker, 0 if is_old else int(value["placement"]))
         return {**value, "locations": self._chunks.locate(split_ids(value["ids"]))}
 
     async def _checkpoint(self, worker: Worker, args: dict[str, Any]) -> Any:
-        upload = int(args["upload"])
-        return await self._epoch.value(c.Checkpoint(
-            _session(worker, args), upload, _manifest(args), int(args["placement"])))
+        upload, manifest, session = int(args["upload"]), _manifest(args), _session(worker, args)
+        return await self._under_one_placement(
+            upload, manifest, lambda placement: c.Checkpoint(session, upload, manifest, placement))
 
     async def _publish(self, worker: Worker, args: dict[str, Any]) -> Any:
         upload = int(args["upload"])
         self._chunks.check_all_held(upload)
-        value = await self._epoch.value(c.Publish(
-            _session(worker, args), upload, _manifest(args), int(args["placement"]), str(args["digest"]),
-            _attrs(args["attrs"]), int(args.get("base") or 0)), timeout_s=PUBLISH_LIMIT_S)
+        manifest, session, digest = _manifest(args), _session(worker, args), str(args["digest"])
+        attrs, base = _attrs(args["attrs"]), int(args.get("base") or 0)
+        value = await self._under_one_placement(
+            upload, manifest, lambda placement: c.Publish(session, upload, manifest, placement, digest, attrs, base))
         self._chunks.end(upload)
         return value
+
+    async def _under_one_placement(self, upload: int, manifest: Manifest, command: Callable[[int], c.Command]) -> Any:
+        """Proposes `command(placement)` once all of `manifest` is held under that placement epoch; again when members
+        changed meanwhile, since a command refused for that reason has changed nothing.
+        """
+        for attempt in range(MOST_PLACEMENTS):
+            placement = await self._chunks.covered(upload, manifest)
+            try:
+                return await self._epoch.value(command(placement), timeout_s=PUBLISH_LIMIT_S)
+            except Rejected as refusal:
+                if refusal.code != Code.STALE_PLACEMENT or attempt == MOST_PLACEMENTS - 1:
+                    raise
+            await self._epoch.barrier()  # until the change is applied here, too
+        raise AssertionError("the last attempt returns or raises")
 
     async def _end(self, worker: Worker, args: dict[str, Any]) -> Any:
         upload = int(args["upload"])
@@ -133,6 +151,7 @@ class Files:
         return await self._epoch.value(c.Link(_session(worker, args), _path(args["source"]), _path(args["target"])))
 
     async def _copy(self, worker: Worker, args: dict[str, Any]) -> Any:
+        self._chunks.inherits(int(args["upload"]))
         return await self._epoch.value(c.CopyData(
             _session(worker, args), int(args["upload"]), int(args["open"]), _manifest(args), int(args["bytes"])))
 
@@ -143,6 +162,7 @@ class Files:
         upload = machine.uploads.get(int(args["upload"]))
         if upload is None or upload.session != session:
             raise Rejected(Code.STALE_UPLOAD, "the upload has ended or was taken over by another session")
+        self._chunks.inherits(upload.id)
         content = machine.namespace.content(upload.file)
         if content is None:
             raise Rejected(Code.NOT_FOUND, "the file was removed while it was being written")

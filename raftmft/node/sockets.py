@@ -29,8 +29,8 @@ def open_listeners(settings: Settings, data_dir: DataDir) -> Listeners:
         try:
             return open_port(host, port)
         except OSError as error:
-            raise ConfigError(f"{setting} {address_text(host, port)} cannot be opened: {error.strerror}; choose another "
-                              f"in {data_dir.path}/raftmft.toml or stop what uses it") from None
+            raise ConfigError(f"{setting} {address_text(host, port)} cannot be opened: {error.strerror}; choose "
+                              f"another in {data_dir.path}/raftmft.toml or stop what uses it") from None
 
     return Listeners(tcp("sftp_port", settings.listen, settings.sftp_port),
                      tcp("peer_port", settings.listen, settings.peer_port),

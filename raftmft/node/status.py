@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raftmft.core.commands import MemberSpec
+from raftmft.core.members import MemberRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class Facts:
     """
 
     cluster: str
-    members: Sequence[MemberSpec]
+    members: Sequence[MemberRow]
     states: Mapping[str, str]
     loads: Mapping[str, Mapping[str, Any]]
     recorded_sessions: Mapping[str, int]
@@ -26,13 +26,14 @@ class Facts:
     has_quorum: bool
     replicas: int
     chunk_count: int
+    voters: Sequence[str] = ()
 
 
 def describe(facts: Facts) -> dict[str, Any]:
     """The status document."""
-    storing = [m for m in facts.members if m.mode != "witness"]
+    storing = [m for m in facts.members if m.stores]
     dead = [m for m in facts.members if facts.states.get(m.id) == "dead"]
-    dead_storing = [m for m in dead if m.mode != "witness"]
+    dead_storing = [m for m in dead if m.stores]
     replicas = max(1, min(facts.replicas, len(storing)))
     quorum = replicas // 2 + 1
     missing = sum(int(facts.loads.get(m.id, {}).get("missing_chunks", 0)) for m in storing if m not in dead)
@@ -46,22 +47,28 @@ def describe(facts: Facts) -> dict[str, Any]:
     if not facts.has_quorum or facts.leader is None:
         verdict = "no-quorum"
         reasons.insert(0, "no majority of members answers")
-    majority = len(facts.members) // 2 + 1
+    voting = [m for m in facts.members if m.id in facts.voters]
+    majority = len(voting) // 2 + 1
     disks = replicas - 1 if not under_replicated else max(0, quorum - 1 - len(dead_storing))
     names = {m.id: m.name for m in facts.members}
     return {
         "cluster": facts.cluster, "verdict": verdict, "reasons": reasons,
         "leader": names.get(facts.leader or "", None), "term": facts.term, "commit_index": facts.commit_index,
-        "can_lose": {"members": max(0, len(facts.members) - len(dead) - majority) if facts.has_quorum else 0,
+        "can_lose": {"members": max(0, len([m for m in voting if m not in dead]) - majority) if facts.has_quorum else 0,
                      "disks": disks},
         "under_replicated": under_replicated,
         "members": [_member(facts, m) for m in sorted(facts.members, key=lambda m: m.name)],
     }
 
 
-def _member(facts: Facts, member: MemberSpec) -> dict[str, Any]:
+def _member(facts: Facts, member: MemberRow) -> dict[str, Any]:
     load = facts.loads.get(member.id, {})
-    role = "witness" if member.mode == "witness" else "leader" if member.id == facts.leader else "follower"
+    if member.id == facts.leader:
+        role = "leader"
+    elif member.id not in facts.voters:
+        role = "learner"
+    else:
+        role = "witness" if member.mode == "witness" else "follower"
     sessions = load.get("sessions")
     return {
         "name": member.name, "mode": member.mode, "role": role, "state": facts.states.get(member.id, "dead"),

@@ -10,10 +10,11 @@ import trio
 
 from raftmft.cluster.gossip import Gossip
 from raftmft.core import placement, routing
-from raftmft.core.commands import MemberSpec
 from raftmft.core.manifest import CHUNK_SIZE
+from raftmft.core.members import MemberRow
 from raftmft.core.membership import Load, MemberView
 from raftmft.node.datadir import Seed
+from raftmft.node.roster import Roster
 from raftmft.node.state import ReplicatedState
 from raftmft.node.status import Facts
 from raftmft.raft.driver import RaftDriver
@@ -22,11 +23,10 @@ from raftmft.raft.driver import RaftDriver
 class ClusterView:
     """Answers for the wiring: who is a member and where, who is alive, who owns a chunk, who gets a new session."""
 
-    def __init__(self, seed: Seed, state: ReplicatedState, driver: RaftDriver) -> None:
-        self._seed, self._state, self._driver = seed, state, driver
+    def __init__(self, seed: Seed, state: ReplicatedState, driver: RaftDriver, roster: Roster) -> None:
+        self._seed, self._state, self._driver, self._roster = seed, state, driver, roster
         self._gossip: Gossip | None = None
         self._routed = routing.Routed()
-        self._cached: tuple[MemberSpec, ...] | None = None
 
     def listen_to(self, gossip: Gossip, my_load: Callable[[], Load]) -> None:
         """Takes liveness and loads from here; the gossip itself asks this view for addresses, so it comes second.
@@ -34,34 +34,17 @@ class ClusterView:
         """
         self._gossip, self._my_load = gossip, my_load
 
-    def members(self) -> tuple[MemberSpec, ...]:
-        """As Raft lists them, and before that, as the seed does. Kept: membership is static so far."""
-        if self._cached is None:
-            listed = tuple(self._state.machine.members.list())
-            if not listed:
-                return self._seed.members
-            self._cached = listed
-        return self._cached
+    def members(self) -> tuple[MemberRow, ...]:
+        """As Raft lists them, and before that, as the seed does."""
+        return self._roster.rows()
 
-    def member(self, member_id: str) -> MemberSpec | None:
+    def member(self, member_id: str) -> MemberRow | None:
         """One member."""
         return next((m for m in self.members() if m.id == member_id), None)
 
-    def directory(self) -> dict[str, str]:
-        """Certificate fingerprint -> member id."""
-        return {m.fingerprint: m.id for m in self.members()}
-
-    def peer_addresses(self) -> dict[str, tuple[str, int]]:
-        """Member id -> host and peer port."""
-        return {m.id: (m.host, m.peer_port) for m in self.members()}
-
-    def gossip_addresses(self) -> dict[str, tuple[str, int]]:
-        """Member id -> host and gossip port."""
-        return {m.id: (m.host, m.gossip_port) for m in self.members()}
-
     def storing(self) -> list[tuple[str, int]]:
         """(id, weight) of the members that store chunks."""
-        return [(m.id, m.weight) for m in self.members() if m.mode != "witness"]
+        return [(m.id, m.weight) for m in self.members() if m.stores]
 
     def replicas(self) -> int:
         """How many copies a chunk should have."""
@@ -103,7 +86,8 @@ class ClusterView:
                  if view.state == "alive" and view.load is not None}
         loads[self._seed.me] = self._my_load()
         now = trio.current_time()
-        chosen = routing.choose(self.members(), loads, self._routed.counts(loads, now), self._seed.me)
+        joined = [member for member in self.members() if member.joined]
+        chosen = routing.choose(joined, loads, self._routed.counts(loads, now), self._seed.me)
         if chosen is not None:
             self._routed.note(chosen, loads[chosen].sessions, now)
         return chosen
@@ -127,4 +111,5 @@ class ClusterView:
             cluster=self._seed.cluster, members=self.members(), states=self.states(), loads=self.loads(),
             recorded_sessions={m.id: machine.sessions.count(m.id) for m in self.members()}, leader=status.leader,
             term=status.term, commit_index=status.commit_index, has_quorum=status.has_quorum,
-            replicas=self._wanted_replicas(), chunk_count=files + size // CHUNK_SIZE)
+            replicas=self._wanted_replicas(), voters=status.configuration.voters,
+            chunk_count=files + size // CHUNK_SIZE)

@@ -138,12 +138,13 @@ class RaftDriver:
         assert proposal.outcome is not None and proposal.stage == Stage.DONE
         return proposal.outcome
 
-    async def hand_over(self) -> None:
-        """Returns when this member does not lead: at once, or when a follower that it asked has taken over. Waits for
-        a follower with the whole log as long as it takes: give it a time limit. Cancelled: nothing is promised.
+    async def hand_over(self, to: str | None = None) -> None:
+        """Returns when this member does not lead: at once, or when a follower that it asked (`to`, if given) has taken
+        over. Waits for a follower with the whole log as long as it takes: give it a time limit. Cancelled: nothing is
+        promised.
         """
         while self._replica.engine.state() == LEADER:
-            self._replica.engine.hand_over()
+            self._replica.engine.hand_over(to)
             self._wake.set()
             await trio.sleep(HAND_OVER_AGAIN_S)
 

@@ -62,13 +62,15 @@ class Engine(BaseEngine):
             self._SyncObj__raftElectionDeadline = float("-inf")
         return True
 
-    def hand_over(self) -> str | None:
-        """Asks the follower that has the whole log to lead; its id, None if there is none or this is no leader."""
+    def hand_over(self, to: str | None = None) -> str | None:
+        """Asks a follower (`to`, if given) that has the whole log to lead. Its id; None if there is none, or this is no
+        leader.
+        """
         if self.state() != LEADER:
             return None
         last = self.journal.last_index
         ready = [m for m, p in self.progress.items()
-                 if p.match == last and m in self.configuration.voters and self.connected_to(m)]
+                 if p.match == last and m in self.configuration.voters and self.connected_to(m) and to in (None, m)]
         if not ready:
             return None
         self.outbox.late(min(ready), TimeoutNow(self.term()))

@@ -77,6 +77,7 @@ class RaftStatus:
     matched: dict[str, int] = field(default_factory=dict)
     dropped_messages: int = 0
     configuration: Configuration = Configuration()
+    is_settled: bool = False
 
 
 @dataclass(slots=True)
@@ -89,8 +90,8 @@ class Work:
 
 
 class Replica:
-    """One member; `founders` as in Engine. Raises CorruptFile if the machine holds more than the journal: the journal was
-    lost or replaced.
+    """One member; `founders` as in Engine. Raises CorruptFile if the machine holds more than the journal: the journal
+    was lost or replaced.
     """
 
     def __init__(self, member: str, founders: Sequence[str], journal: Journal, machine: StateMachine, *,
@@ -202,7 +203,7 @@ class Replica:
             self.member, role, engine.leader(), engine.term(), engine.commit_index(), engine.applied(),
             self.journal.last_index, engine.has_quorum(), engine.contacts(),
             {member: progress.match for member, progress in engine.progress.items()}, self._dropped,
-            engine.configuration,
+            engine.configuration, engine.is_settled(),
         )
 
     def close(self) -> None:

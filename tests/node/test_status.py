@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from raftmft.core.commands import MemberSpec
+from raftmft.core.members import MemberRow
 from raftmft.node.status import Facts, describe
 
-THREE = [MemberSpec(f"id{n}", f"n{n}", "h", 1, 1, 1, "f") for n in (1, 2, 3)]
+THREE = [MemberRow(f"id{n}", f"n{n}", "h", 1, 1, 1, "f") for n in (1, 2, 3)]
 ALIVE = {m.id: "alive" for m in THREE}
 FACTS = Facts(
-    "c", THREE, ALIVE, {m.id: {"sessions": 2, "missing_chunks": 0} for m in THREE}, {}, "id2", 4, 99, True, 3, 50
+    "c", THREE, ALIVE, {m.id: {"sessions": 2, "missing_chunks": 0} for m in THREE}, {}, "id2", 4, 99, True, 3, 50,
+    ("id1", "id2", "id3"),
 )
 
 

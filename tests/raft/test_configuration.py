@@ -49,7 +49,8 @@ def test_there_and_back(voters: set[str], learners: set[str]) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"\xc0", b"\x93\x01\x90\x90", b"\x93\x01\x92\xa1b\xa1a\x90",
-                                  b"\x93\x02\x91\xa1a\x90", b"\x93\x01\x91\xa1a\x91\xa1a", b"\x93\x01\x91\x01\x90", b"\x93\x01\xa1a\x90"])
+                                  b"\x93\x02\x91\xa1a\x90", b"\x93\x01\x91\xa1a\x91\xa1a", b"\x93\x01\x91\x01\x90",
+                                  b"\x93\x01\xa1a\x90"])
 def test_nonsense_is_refused_before_it_is_in_the_log(body: bytes, three: Bench) -> None:
     with pytest.raises(FrameError):
         decode(KIND + body)
