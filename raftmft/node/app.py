@@ -50,6 +50,7 @@ from raftmft.node.chunks import Chunks
 from raftmft.node.coverage import Coverage
 from raftmft.node.datadir import DataDir
 from raftmft.node.dispatch import Dispatch
+from raftmft.node.doorrules import StateRules
 from raftmft.node.epoch import Epoch
 from raftmft.node.evictions import Evictions
 from raftmft.node.files import Files
@@ -76,7 +77,6 @@ from raftmft.wire.preface import Preface
 log = logging.getLogger(__name__)
 
 LOAD_EVERY_S = 0.25
-LOGIN_LIMIT_S = 30
 WINDOW_CHUNKS = 8
 HAND_OVER_LIMIT_S = 2.0
 RAFT = "raft"
@@ -155,9 +155,9 @@ class Node:
         self.dispatch = Dispatch(self.epoch, self.logins, self.files, self.chunks, self._greet)
         self.workers = Workers(self.settings.worker_count, self.dispatch.handle, self._worker_gone,
                                lambda start: f"worker{self.run_name}x{start}")
-        self.evictions = Evictions(self.workers)
+        self.door = FrontDoor(self.me, self.workers, StateRules(self.state), self.view.choose, self._relay)
+        self.evictions = Evictions(self.workers, self.door.cut)
         self.state.subscribe(self.evictions.applied)
-        self.door = FrontDoor(self.me, self.workers, self.view.choose, self._relay)
         bootstrap = bootstrap_command(self.seed) if self.seed.founder else None
         self.duties = LeaderDuties(self.driver, self.state, bootstrap, self.view.dead, self.me)
         self.stewards = Stewards(self.me, self.links, self.driver, self.roster, self.repairer)
@@ -290,7 +290,7 @@ class Node:
         return {"member": self.me, "name": self.settings.name, "host_key": self.host_key,
                 "store_dir": str(self.data_dir.chunks), "writer": worker.name,
                 "segment_bytes": self.settings.segment_bytes, "window_chunks": WINDOW_CHUNKS,
-                "login_timeout_s": LOGIN_LIMIT_S, "banner_version": f"raftmft_{__version__}"}
+                "banner_version": f"raftmft_{__version__}"}
 
     async def _worker_gone(self, worker: Worker) -> None:
         await self.dispatch.worker_gone(worker)
@@ -307,8 +307,7 @@ class Node:
         await relay(connection, host, port, preface)
 
     async def _relayed(self, sock: socket.socket, preface: Preface) -> None:
-        host = f"[{preface.address}]" if ":" in preface.address else preface.address
-        await self.door.arrived(sock, f"{host}:{preface.port}")
+        await self.door.arrived(sock, (preface.address, preface.port))
 
     def not_ready(self) -> str | None:
         """None when this node serves and holds all it should, else why not."""

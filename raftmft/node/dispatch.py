@@ -30,6 +30,7 @@ class Dispatch:
         self._greeting = greeting
         self._operations: dict[str, Operation] = {
             "hello": self._hello, "load": self._load, "session.end": self._session_end,
+            "conn.end": self._connection_end,
             "auth.password": self._password, "auth.keys": self._keys, "auth.login": self._login,
             "auth.refused": self._refused,
             "chunk.put": chunks.put, "chunk.locate": lambda _, args: chunks.locate_request(args),
@@ -60,13 +61,14 @@ class Dispatch:
 
     async def _load(self, worker: Worker, args: dict[str, Any]) -> None:
         worker.bytes_in, worker.bytes_out = int(args["bytes_in"]), int(args["bytes_out"])
-        # Connections that were handed over and ended before a login show up as nothing here.
-        worker.waiting = max(0, int(args["sessions"]) - len(worker.sessions))
+
+    async def _connection_end(self, worker: Worker, args: dict[str, Any]) -> None:
+        worker.half_open.pop(int(args["connection"]), None)  # it ended without a login
 
     async def _password(self, worker: Worker, args: dict[str, Any]) -> Any:
         user = str(args["user"])
         value = await self._logins.password(user, str(args["password"]), str(args["address"]))
-        return self._entered(worker, user, value)
+        return self._entered(worker, user, value, args)
 
     async def _keys(self, _: Worker, args: dict[str, Any]) -> Any:
         return await self._logins.keys(str(args["user"]))
@@ -74,14 +76,14 @@ class Dispatch:
     async def _login(self, worker: Worker, args: dict[str, Any]) -> Any:
         user = str(args["user"])
         return self._entered(worker, user, await self._logins.login(
-            user, str(args["address"]), str(args["method"]), int(args["credential"])))
+            user, str(args["address"]), str(args["method"]), int(args["credential"])), args)
 
     async def _refused(self, _: Worker, args: dict[str, Any]) -> None:
         self._logins.refused(str(args["user"]), str(args["address"]), str(args["reason"]))
 
-    def _entered(self, worker: Worker, user: str, value: dict[str, Any]) -> dict[str, Any]:
+    def _entered(self, worker: Worker, user: str, value: dict[str, Any], args: dict[str, Any]) -> dict[str, Any]:
         worker.sessions[int(value["session"])] = user
-        worker.waiting = max(0, worker.waiting - 1)
+        worker.half_open.pop(int(args["connection"]), None)
         return value
 
     async def _session_end(self, worker: Worker, args: dict[str, Any]) -> Any:

@@ -1,15 +1,16 @@
-"""Sessions that the cluster ended (killed by an operator, user disabled or removed) are ended on the node that serves
-them, as soon as that is applied here.
+"""Sessions that the cluster ended (killed by an operator, user disabled or removed, address banned) are ended on the
+node that serves them, as soon as that is applied here.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
-from raftmft.core.commands import SessionKill, UserRemove, UserSet
+from raftmft.core.bans import Network, covers, parse_host, parse_network
+from raftmft.core.commands import BanAdd, SessionKill, UserRemove, UserSet
 from raftmft.core.machine import Entry
 from raftmft.core.outcome import Outcome
 from raftmft.node.workers import Workers
@@ -22,12 +23,15 @@ LOOKS = 8
 
 
 class Evictions:
-    """`applied` is a subscriber of the replicated state; `run` ends the sessions."""
+    """`applied` is a subscriber of the replicated state; `run` ends the sessions. `cut` closes what the front door holds
+    or relays for a network.
+    """
 
-    def __init__(self, workers: Workers) -> None:
-        self._workers = workers
+    def __init__(self, workers: Workers, cut: Callable[[Network], None]) -> None:
+        self._workers, self._cut = workers, cut
         self._users: set[str] = set()
-        self._sessions: dict[int, int] = {}
+        self._sessions: dict[int, tuple[int, str]] = {}
+        self._networks: set[Network] = set()
         self._wake = trio.Event()
 
     def applied(self, entries: Sequence[Entry], outcomes: Sequence[Outcome]) -> None:
@@ -40,7 +44,11 @@ class Evictions:
                 self._users.add(command.name)
                 self._wake.set()
             elif type(command) is SessionKill:
-                self._sessions[command.session] = LOOKS
+                self._sessions[command.session] = LOOKS, "killed by an administrator"
+                self._wake.set()
+            elif type(command) is BanAdd:
+                self._networks.add(parse_network(outcome.value["network"]))
+                self._sessions.update(dict.fromkeys(outcome.value["sessions"], (LOOKS, "address banned")))
                 self._wake.set()
 
     async def run(self) -> None:
@@ -49,17 +57,29 @@ class Evictions:
             with trio.move_on_after(LOOK_AGAIN_S if self._sessions else float("inf")):
                 await self._wake.wait()
             self._wake = trio.Event()
+            await self._end_connections()
             users, self._users = self._users, set()
             for worker in list(self._workers.live.values()):
                 for session, user in list(worker.sessions.items()):
                     if user in users:
                         log.info("session %d ends: user %s was disabled or removed", session, user)
                         await self._workers.kill_session(session, "user disabled or removed")
-            for session, looks in list(self._sessions.items()):
-                if await self._workers.kill_session(session, "killed by an administrator"):
-                    log.info("session %d ends: killed by an administrator", session)
+            for session, (looks, reason) in list(self._sessions.items()):
+                if await self._workers.kill_session(session, reason):
+                    log.info("session %d ends: %s", session, reason)
                     looks = 1
                 if looks <= 1:
                     del self._sessions[session]
                 else:
-                    self._sessions[session] = looks - 1
+                    self._sessions[session] = looks - 1, reason
+
+    async def _end_connections(self) -> None:
+        """Those of banned addresses that have not logged in yet."""
+        networks, self._networks = self._networks, set()
+        for network in networks:
+            self._cut(network)
+        for worker in list(self._workers.live.values()):
+            numbers = [number for number, (address, _) in worker.half_open.items()
+                       if any(covers(network, parse_host(address)) for network in networks)]
+            if numbers:
+                await worker.kill_half_open(numbers, "address banned")

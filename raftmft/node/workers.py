@@ -18,6 +18,7 @@ from typing import Any
 import msgpack
 import trio
 
+from raftmft.core.errors import RaftmftError
 from raftmft.node.link import Link
 
 log = logging.getLogger(__name__)
@@ -25,35 +26,70 @@ log = logging.getLogger(__name__)
 RESTART_PAUSE_S = 0.2
 RESTART_PAUSE_MOST_S = 5.0
 STEADY_AFTER_S = 10.0
+LEAST_LIMIT_S = 1.0
+"""The time to log in that is left to a connection in any case once a worker has it."""
+FORGOTTEN_AFTER_S = 10.0
 Handler = Callable[["Worker", str, dict[str, Any]], Awaitable[Any]]
 
 
 class Worker:
-    """One worker process: its link, its door, and the sessions that it logged in (session id -> user)."""
+    """One worker process: its link, its door, the sessions that it logged in (session id -> user), and the connections
+    that it has and that have not logged in: number -> (client's address, when it must have logged in).
+    """
 
     def __init__(self, number: int, name: str, process: subprocess.Popen[bytes], link: Link,
                  door: trio.socket.SocketType) -> None:
         self.number, self.name, self.process, self.link, self.door = number, name, process, link, door
         self.sessions: dict[int, str] = {}
-        self.waiting = 0
+        self.half_open: dict[int, tuple[str, float]] = {}
+        self._handed_over = 0
         self.bytes_in = self.bytes_out = 0
+
+    @property
+    def waiting(self) -> int:
+        """Connections that have not logged in yet. The worker ends each in time and says so; one it forgot to tell of
+        is not counted for ever.
+        """
+        late = trio.current_time() - FORGOTTEN_AFTER_S
+        while self.half_open and next(iter(self.half_open.values()))[1] < late:
+            del self.half_open[next(iter(self.half_open))]
+        return len(self.half_open)
 
     @property
     def load(self) -> int:
         """Sessions, and connections that were handed over and have not logged in yet."""
         return len(self.sessions) + self.waiting
 
-    async def hand_over(self, connection: socket.socket, address: str) -> None:
-        """Passes an accepted connection to the worker; this process's copy is closed. OSError if the worker is gone."""
-        self.waiting += 1
+    async def hand_over(self, connection: socket.socket, address: str, deadline: float) -> None:
+        """Passes an accepted connection to the worker, which ends it if it has not logged in by `deadline`; this
+        process's copy is closed. OSError if the worker is gone.
+        """
+        self._handed_over += 1
+        number = self._handed_over
+        limit_s = max(LEAST_LIMIT_S, deadline - trio.current_time())
+        message = msgpack.packb({"address": address, "connection": number, "limit_s": limit_s})
+        self.half_open[number] = (address, deadline)
+        is_taken = False
         try:
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, connection.fileno().to_bytes(4, sys.byteorder))]
             with trio.fail_after(5):
-                await self.door.sendmsg([msgpack.packb({"address": address})], rights)
+                await self.door.sendmsg([message], rights)
+            is_taken = True
         except trio.TooSlowError:
             raise OSError("the worker does not take connections") from None
         finally:
+            if not is_taken:
+                self.half_open.pop(number, None)
             connection.close()
+
+    async def kill_half_open(self, numbers: list[int], reason: str) -> None:
+        """Ends these connections if they have not logged in."""
+        try:
+            with trio.move_on_after(5):
+                await self.link.request("conn.kill", {"connections": numbers, "reason": reason})
+        except (RaftmftError, trio.BrokenResourceError, trio.ClosedResourceError) as trouble:
+            # They end at the latest when their time to log in is over, and no login of theirs is taken.
+            log.warning("worker %d did not end %d connections: %s", self.number, len(numbers), trouble)
 
 
 class Workers:
@@ -95,8 +131,11 @@ class Workers:
         """Ends one session wherever it is here. False if no worker has it."""
         for worker in list(self.live.values()):
             if session in worker.sessions:
-                with trio.move_on_after(5):
-                    await worker.link.request("session.kill", {"session": session, "reason": reason})
+                try:
+                    with trio.move_on_after(5):
+                        await worker.link.request("session.kill", {"session": session, "reason": reason})
+                except (RaftmftError, trio.BrokenResourceError, trio.ClosedResourceError) as trouble:
+                    log.warning("worker %d did not end session %d: %s", worker.number, session, trouble)
                 return True
         return False
 

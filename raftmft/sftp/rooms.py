@@ -22,7 +22,7 @@ from raftmft.sftp.link import Link, Refused
 from raftmft.sftp.operations import Operations
 
 if TYPE_CHECKING:
-    from raftmft.sftp.server import Server
+    from raftmft.sftp.server import Client, Server
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,10 @@ class Rooms:
         if server.session is not None:
             self.spawn(self._end(server.session, engines))
 
+    def ended(self, client: Client) -> None:
+        """A connection is over without a login."""
+        self.link.notify("conn.end", {"connection": client.number})
+
     def end_orphan(self, asked: asyncio.Future[Any]) -> None:
         """A login was committed (or refused) after its connection had gone."""
         if not asked.cancelled() and asked.exception() is None:
@@ -99,6 +103,11 @@ class Rooms:
                 if upload.id == number and server.session is not None:
                     upload.seals.poison(Refused(Code.STALE_UPLOAD, "the upload was taken over by another session"))
                     server.session.closed(upload)
+
+    def kill_half_open(self, numbers: list[int], reason: str) -> None:
+        """Ends those of these connections that have not logged in."""
+        for server in [s for s in self._servers if s.session is None and s.client.number in numbers]:
+            server.disconnect(reason)
 
     async def drain(self, timeout_s: float) -> None:
         """Ends all sessions and returns when they have ended, or when the time is over. One that is busy (a file

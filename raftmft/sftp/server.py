@@ -12,7 +12,7 @@ import asyncio
 import inspect
 import logging
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncssh
 
@@ -53,31 +53,45 @@ def assert_patched_names() -> None:
     for name in ("send_userauth_success", "validate_public_key"):
         assert inspect.iscoroutinefunction(getattr(connection, name, None)), f"asyncssh has no async {name}"
     for name in ("send_userauth_failure", "_send_deferred_packets", "_send_kexinit", "pause_writing",
-                 "resume_writing", "connection_made", "get_owner", "disconnect"):
+                 "resume_writing", "connection_made", "get_owner", "disconnect", "_cancel_login_timer",
+                 "_login_timer_callback"):
         assert callable(getattr(connection, name, None)), f"asyncssh has no {name}"
     names = set(inspect.getsource(asyncssh.connection.SSHConnection.__init__).split())
-    assert {"self._kex_complete", "self._auth:", "self._transport:"} <= names, "asyncssh renamed its state"
+    assert {"self._kex_complete", "self._auth:", "self._transport:", "self._login_timer:"} <= names, "asyncssh renamed its state"
 
 
-def server_options(host_key: bytes, banner: str, login_timeout_s: int, rooms: Rooms) -> Any:
-    """The options of all connections. ValueError if the host key cannot be read."""
+def server_options(host_key: bytes, banner: str, rooms: Rooms) -> Any:
+    """The options of all connections; each has its own time to log in (Client). ValueError if the host key cannot be read."""
     return asyncssh.SSHServerConnectionOptions(
         server_factory=lambda: Server(rooms), server_host_keys=[asyncssh.import_private_key(host_key)],
         server_version=banner, encryption_algs=ENCRYPTION, mac_algs=MACS, kex_algs=KEX, signature_algs=SIGNATURES,
-        compression_algs=None, login_timeout=login_timeout_s, keepalive_interval=KEEPALIVE_S,
+        compression_algs=None, login_timeout=0, keepalive_interval=KEEPALIVE_S,
         keepalive_count_max=KEEPALIVES_MISSED, line_editor=False, encoding=None, window=WINDOW_BYTES,
         max_pktsize=MAX_PKTSIZE, allow_pty=False, agent_forwarding=False, x11_forwarding=False, allow_scp=False,
         gss_host=None, host_based_auth=False, kbdint_auth=False, public_key_auth=True, password_auth=True)
 
 
+class Client(NamedTuple):
+    """A connection as it came through the door: the client's address, the node's number for it, and the seconds within
+    which it must have logged in.
+    """
+
+    address: str
+    number: int
+    limit_s: float
+
+
 class Connection(asyncssh.SSHServerConnection):
     """One SSH connection. `is_clear` is set while it can send: no key exchange runs and the peer takes what is sent."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, options: Any, address: str) -> None:
-        self.address = address
+    def __init__(self, loop: asyncio.AbstractEventLoop, options: Any, client: Client) -> None:
+        self.client = client
         self.is_clear = asyncio.Event()
         self._is_full = False
         super().__init__(loop, options)
+        # Each connection has what is left of its own time; asyncssh's timer covers all until the login is done.
+        self._cancel_login_timer()
+        self._login_timer = loop.call_later(client.limit_s, self._login_timer_callback)
 
     def connection_made(self, transport: Any) -> None:
         """A peer that does not read is not read either: what waits for it is bounded."""
@@ -159,9 +173,11 @@ class Server(asyncssh.SSHServer):
         """The connection is over: refusals are told, the session ends."""
         if self._connection is not None:
             self._connection.is_clear.set()
-        if self.session is None and self._refused_user is not None and self._connection is not None:
-            self._rooms.link.notify("auth.refused", {
-                "user": self._refused_user, "address": self._connection.address, "reason": "no key of this user"})
+            if self.session is None:
+                self._rooms.ended(self.client)
+                if self._refused_user is not None:
+                    self._rooms.link.notify("auth.refused", {
+                        "user": self._refused_user, "address": self.client.address, "reason": "no key of this user"})
         self._rooms.left(self, [engine.task for engine in self._engines])
 
     def begin_auth(self, username: str) -> bool:
@@ -199,6 +215,12 @@ class Server(asyncssh.SSHServer):
             return False
         self._channels += 1
         return SftpChannel(self)
+
+    @property
+    def client(self) -> Client:
+        """Who is at the other end, as far as the door knows."""
+        assert self._connection is not None
+        return self._connection.client
 
     # --- for the connection and its channels -----------------------------------------------------
     def key_checked(self, username: str, *, is_good: bool, is_proof: bool) -> None:
@@ -245,9 +267,9 @@ class Server(asyncssh.SSHServer):
 
     async def _log_in(self, operation: str, user: str, proof: dict[str, Any]) -> bool:
         """Has the node commit a login. Cancelled (the connection is gone): the session ends as soon as it begins."""
-        assert self._connection is not None
-        address = self._connection.address
-        asking = self._rooms.spawn(self._rooms.link.request(operation, {"user": user, "address": address, **proof}))
+        client = self.client
+        asking = self._rooms.spawn(self._rooms.link.request(operation, {
+            "user": user, "address": client.address, "connection": client.number, **proof}))
         try:
             answer = await asyncio.shield(asking)
         except asyncio.CancelledError:
@@ -258,7 +280,7 @@ class Server(asyncssh.SSHServer):
         except RaftmftError as trouble:
             log.info("a login could not be committed: %s", trouble)
             return False
-        self.session = Session(int(answer["session"]), user, int(answer["uid"]), address)
+        self.session = Session(int(answer["session"]), user, int(answer["uid"]), client.address)
         self._rooms.entered(self)
         return True
 

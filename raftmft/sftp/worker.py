@@ -26,7 +26,7 @@ from raftmft.sftp.chunks import ChunkWriter
 from raftmft.sftp.content import ChunkReader
 from raftmft.sftp.link import Link
 from raftmft.sftp.rooms import Rooms
-from raftmft.sftp.server import Connection, assert_patched_names, server_options
+from raftmft.sftp.server import Client, Connection, assert_patched_names, server_options
 from raftmft.wire.frames import FrameError, unpack
 
 log = logging.getLogger("raftmft.sftp.worker")
@@ -59,8 +59,7 @@ class Worker:
                              self._disk_failed)
         reader = ChunkReader(self._link, hello["store_dir"])
         self._rooms = Rooms(self._link, writer, reader, int(hello["window_chunks"]))
-        self._options = server_options(bytes(hello["host_key"]), str(hello["banner_version"]),
-                                       int(hello["login_timeout_s"]), self._rooms)
+        self._options = server_options(bytes(hello["host_key"]), str(hello["banner_version"]), self._rooms)
         self._door.setblocking(False)
         loop.add_reader(self._door.fileno(), self._arrivals)
         await self._rooms.tick()
@@ -89,24 +88,28 @@ class Worker:
         connection = socket.socket(fileno=fds[0])
         self._rooms.handed_over += 1
         try:
-            address = str(unpack(body)["address"])
-        except (FrameError, KeyError, TypeError) as error:
+            message = unpack(body)
+            client = Client(str(message["address"]), int(message["connection"]), float(message["limit_s"]))
+        except (FrameError, KeyError, TypeError, ValueError) as error:
             log.error("a message at the door makes no sense (%s)", type(error).__name__)
             connection.close()
             return
-        if not self._rooms.has_room():
+        if self._rooms.has_room():
+            self._rooms.spawn(self._serve(connection, client))
+        else:
             connection.close()
-            return
-        self._rooms.spawn(self._serve(connection, address))
+            self._rooms.ended(client)
 
-    async def _serve(self, connection: socket.socket, address: str) -> None:
+    async def _serve(self, connection: socket.socket, client: Client) -> None:
+        assert self._rooms is not None
         loop = asyncio.get_running_loop()
         connection.setblocking(False)
         try:
-            await loop.connect_accepted_socket(lambda: Connection(loop, self._options, address), connection)
+            await loop.connect_accepted_socket(lambda: Connection(loop, self._options, client), connection)
         except OSError as error:
-            log.debug("a connection from %s was gone before it began: %s", address, error)
+            log.debug("a connection from %s was gone before it began: %s", client.address, error)
             connection.close()
+            self._rooms.ended(client)
 
     async def _asked(self, op: str, args: dict[str, Any]) -> Any:
         if self._rooms is None:
@@ -115,6 +118,8 @@ class Worker:
             await self._rooms.kill(int(args["session"]), str(args.get("reason") or ""))
         elif op == "upload.revoked":
             self._rooms.revoked(int(args["upload"]))
+        elif op == "conn.kill":
+            self._rooms.kill_half_open([int(number) for number in args["connections"]], str(args.get("reason") or ""))
         elif op == "drain":
             if self._door.fileno() >= 0:
                 asyncio.get_running_loop().remove_reader(self._door.fileno())

@@ -22,12 +22,13 @@ FAILED = "failed"  # the value is one line
 STATUSES = frozenset({OK, REJECTED, NO_QUORUM, UNKNOWN, FAILED})
 
 WORKER_OPERATIONS = frozenset({
-    "hello", "load", "auth.password", "auth.keys", "auth.login", "auth.refused", "session.end", "fs.stat", "fs.list",
+    "hello", "load", "auth.password", "auth.keys", "auth.login", "auth.refused", "conn.end", "session.end",
+    "fs.stat", "fs.list",
     "fs.open", "fs.begin", "fs.checkpoint", "fs.publish", "fs.end", "fs.mkdir", "fs.rmdir", "fs.remove", "fs.rename",
     "fs.setstat", "fs.symlink", "fs.link", "fs.copy", "fs.base", "fs.statvfs",
     "read.end", "chunk.put", "chunk.locate", "chunk.fetch", "chunk.bad",
 })
-NODE_OPERATIONS = frozenset({"session.kill", "drain", "upload.revoked"})
+NODE_OPERATIONS = frozenset({"session.kill", "conn.kill", "drain", "upload.revoked"})
 
 
 class Request(NamedTuple):

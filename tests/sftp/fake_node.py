@@ -199,7 +199,8 @@ class FakeNode:
     async def _accept(self) -> None:
         while True:
             connection, address = await self._loop.sock_accept(self.listener)
-            socket.send_fds(self.door, [msgpack.packb({"address": f"{address[0]}:{address[1]}"})],
+            socket.send_fds(self.door, [msgpack.packb({
+                "address": f"{address[0]}:{address[1]}", "connection": address[1], "limit_s": self.login_timeout_s})],
                             [connection.fileno()])
             connection.close()
 
@@ -245,19 +246,19 @@ class FakeNode:
         assert pid == self.process.pid
         return {"member": "m1", "name": "n1", "host_key": self.host_key.export_private_key(),
                 "store_dir": str(self.store), "writer": "w0", "segment_bytes": 64 << 20,
-                "window_chunks": self.window_chunks, "login_timeout_s": self.login_timeout_s,
+                "window_chunks": self.window_chunks,
                 "banner_version": "raftmft_test"}
 
-    def _auth_password(self, user: str, password: str, address: str) -> Any:
+    def _auth_password(self, user: str, password: str, address: str, connection: int) -> Any:
         if password != f"{user}-secret" or user not in self.files:
             raise Refuse("permission", "wrong user or password")
-        return self._auth_login(user, address, "password", 1)
+        return self._auth_login(user, address, "password", 1, connection)
 
     def _auth_keys(self, user: str) -> Any:
         known = user in self.files
         return {"keys": [self.key.export_public_key().decode()] if known else [], "credential": 1 if known else 0}
 
-    def _auth_login(self, user: str, address: str, method: str, credential: int) -> Any:
+    def _auth_login(self, user: str, address: str, method: str, credential: int, connection: int) -> Any:
         assert address.startswith("127.0.0.1:") and credential == 1
         number = self._next()
         self.sessions[number] = user
