@@ -22,6 +22,7 @@ COMMANDS = {
     "member": ("raftmft.cli.member", "member", "List members."),
     "user": ("raftmft.cli.user", "user", "Manage users and their keys."),
     "sessions": ("raftmft.cli.sessions", "sessions", "List and end sessions."),
+    "ban": ("raftmft.cli.ban", "ban", "Ban addresses, in the whole cluster."),
     "file": ("raftmft.cli.file", "file", "Show where a file's chunks are."),
     "config": ("raftmft.cli.config", "config", "Show and set cluster-wide options."),
     "audit": ("raftmft.cli.audit", "audit", "Ask who transferred what."),

@@ -9,6 +9,7 @@ from starlette.applications import Starlette
 
 from raftmft.node.api import build
 from raftmft.node.api_audit import AuditApi
+from raftmft.node.api_bans import BansApi
 from raftmft.node.api_config import ConfigApi
 from raftmft.node.api_files import FilesApi, Placing
 from raftmft.node.api_members import MembersApi
@@ -33,6 +34,7 @@ def admin_app(node: Node) -> Starlette:
         *MembersApi(state, epoch, node.stewards).operations(),
         *UsersApi(state, epoch).operations(),
         *SessionsApi(state, epoch).operations(),
+        *BansApi(state, epoch).operations(),
         *ConfigApi(state, epoch).operations(),
         *FilesApi(state, epoch, lambda: _placing(node), node.holders.who_holds, node.fetcher.read).operations(),
         *AuditApi(state, epoch).operations(),

@@ -23,8 +23,8 @@ LOOKS = 8
 
 
 class Evictions:
-    """`applied` is a subscriber of the replicated state; `run` ends the sessions. `cut` closes what the front door holds
-    or relays for a network.
+    """`applied` is a subscriber of the replicated state; `run` ends the sessions. `cut` closes what the front door
+    holds or relays for a network.
     """
 
     def __init__(self, workers: Workers, cut: Callable[[Network], None]) -> None:

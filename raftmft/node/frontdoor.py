@@ -285,6 +285,7 @@ def _turn_away(connection: socket.socket, text: str) -> None:
     try:
         connection.send(refusal(text), socket.MSG_DONTWAIT)
         connection.shutdown(socket.SHUT_WR)
-        connection.recv(4096, socket.MSG_DONTWAIT)  # its banner, mostly: left unread, our message would be lost in a reset
+        # Mostly its banner: left unread, our message would be lost in a reset.
+        connection.recv(4096, socket.MSG_DONTWAIT)
     except OSError:
         pass

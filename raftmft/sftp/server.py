@@ -57,11 +57,12 @@ def assert_patched_names() -> None:
                  "_login_timer_callback"):
         assert callable(getattr(connection, name, None)), f"asyncssh has no {name}"
     names = set(inspect.getsource(asyncssh.connection.SSHConnection.__init__).split())
-    assert {"self._kex_complete", "self._auth:", "self._transport:", "self._login_timer:"} <= names, "asyncssh renamed its state"
+    assert {"self._kex_complete", "self._auth:", "self._transport:", "self._login_timer:"} <= names, (
+        "asyncssh renamed its state")
 
 
 def server_options(host_key: bytes, banner: str, rooms: Rooms) -> Any:
-    """The options of all connections; each has its own time to log in (Client). ValueError if the host key cannot be read."""
+    """The options of all connections; each has its own time to log in (Client). ValueError if the host key is none."""
     return asyncssh.SSHServerConnectionOptions(
         server_factory=lambda: Server(rooms), server_host_keys=[asyncssh.import_private_key(host_key)],
         server_version=banner, encryption_algs=ENCRYPTION, mac_algs=MACS, kex_algs=KEX, signature_algs=SIGNATURES,

@@ -193,6 +193,11 @@ class Cluster:
         assert not check or done.returncode == 0, f"sftp through {name}: {done.stderr.decode(errors='replace')}"
         return done
 
+    def sftp_process(self, name: str) -> subprocess.Popen[bytes]:
+        """A session that waits for its next command."""
+        return subprocess.Popen(self.sftp_command(name), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                                stderr=subprocess.DEVNULL)
+
     def sftp_with_password(
         self, name: str, batch: str, password: str, user: str = "demo"
     ) -> subprocess.CompletedProcess[bytes]:

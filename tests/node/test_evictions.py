@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from raftmft.core.commands import Command, Envelope, SessionKill, UserRemove, UserSet
+from raftmft.core.commands import BanAdd, Command, Envelope, SessionKill, UserRemove, UserSet
 from raftmft.core.machine import Entry
 from raftmft.core.outcome import Code, Outcome, Rejection
 from raftmft.node.evictions import LOOK_AGAIN_S, LOOKS, Evictions
@@ -19,7 +19,7 @@ class FakeWorkers:
     """One worker with sessions; remembers whom it was told to end."""
 
     def __init__(self) -> None:
-        self.worker = SimpleNamespace(sessions={1: "ann", 2: "bob", 3: "ann"})
+        self.worker = SimpleNamespace(sessions={1: "ann", 2: "bob", 3: "ann"}, half_open={})
         self.live = {0: self.worker}
         self.killed: list[int] = []
 
@@ -41,7 +41,7 @@ def apply(evictions: Evictions, command: Command, outcome: Outcome | None = None
     (UserSet("ann", quota_bytes=1), []), (SessionKill(2), [2]), (SessionKill(7), [])])
 async def test_who_is_ended(command: Command, ends: list[int], autojump_clock: Any) -> None:
     workers = FakeWorkers()
-    evictions = Evictions(workers)  # type: ignore[arg-type]
+    evictions = Evictions(workers, lambda network: None)  # type: ignore[arg-type]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(evictions.run)
         apply(evictions, command)
@@ -55,7 +55,7 @@ async def test_who_is_ended(command: Command, ends: list[int], autojump_clock: A
 
 async def test_a_session_that_is_not_here_yet_is_looked_for_again_and_not_for_ever(autojump_clock: Any) -> None:
     workers = FakeWorkers()
-    evictions = Evictions(workers)  # type: ignore[arg-type]
+    evictions = Evictions(workers, lambda network: None)  # type: ignore[arg-type]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(evictions.run)
         apply(evictions, SessionKill(8))
@@ -67,3 +67,20 @@ async def test_a_session_that_is_not_here_yet_is_looked_for_again_and_not_for_ev
         await trio.sleep((LOOKS + 1) * LOOK_AGAIN_S)
         assert evictions._sessions == {}, "what belongs to other members is forgotten"
         nursery.cancel_scope.cancel()
+
+
+async def test_a_ban_ends_the_sessions_that_the_state_ended_and_what_has_not_logged_in(autojump_clock: Any) -> None:
+    workers, cut, killed = FakeWorkers(), [], []
+    workers.worker.half_open = {5: ("192.0.2.7:1", 0.0), 6: ("192.0.3.7:1", 0.0), 7: ("[::ffff:192.0.2.8]:1", 0.0)}
+
+    async def kill_half_open(numbers: list[int], reason: str) -> None:
+        killed.extend(numbers)
+
+    workers.worker.kill_half_open = kill_half_open
+    evictions = Evictions(workers, cut.append)  # type: ignore[arg-type]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(evictions.run)
+        apply(evictions, BanAdd("192.0.2.0/24"), Outcome(9, {"network": "192.0.2.0/24", "sessions": [2, 9]}))
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert workers.killed == [2] and killed == [5, 7] and list(map(str, cut)) == ["192.0.2.0/24"]

@@ -69,7 +69,8 @@ class FakeRules:
 LOOPBACK = parse_network("127.0.0.0/8")
 
 
-def make(workers: Any, choose: Any = lambda: "me", relay: Any = None, draw: Any = lambda: 0.5, **rules: Any) -> FrontDoor:
+def make(workers: Any, choose: Any = lambda: "me", relay: Any = None, draw: Any = lambda: 0.5,
+         **rules: Any) -> FrontDoor:
     return FrontDoor("me", workers, FakeRules(**rules), choose, relay or no_relay, draw)
 
 
@@ -340,7 +341,8 @@ async def test_thousands_of_refusals_are_a_line_or_two(caplog: Any) -> None:
 
 
 @pytest.mark.parametrize(("address", "text"), [
-    (("192.0.2.7", 5), "192.0.2.7:5"), (("2001:db8::1", 5), "[2001:db8::1]:5"), (("::ffff:192.0.2.7", 5), "192.0.2.7:5"),
+    (("192.0.2.7", 5), "192.0.2.7:5"), (("2001:db8::1", 5), "[2001:db8::1]:5"),
+    (("::ffff:192.0.2.7", 5), "192.0.2.7:5"),
     (("fe80::1%eth0", 5), "[fe80::1]:5")])
 def test_addresses_have_one_form(address: tuple[str, int], text: str) -> None:
     assert format_address(address) == text
