@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import time
+
+from raftmft.wire.loglines import LineFormatter
 
 
 def set_up(level: str) -> None:
     """Sets the process's logging up. Libraries that would log per request or packet are held to warnings."""
-    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
-    formatter.converter = time.gmtime
     handler = logging.StreamHandler()
-    handler.setFormatter(formatter)
+    handler.setFormatter(LineFormatter("node"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

@@ -28,6 +28,7 @@ from raftmft.sftp.link import Link
 from raftmft.sftp.rooms import Rooms
 from raftmft.sftp.server import Client, Connection, assert_patched_names, server_options
 from raftmft.wire.frames import FrameError, unpack
+from raftmft.wire.loglines import LineFormatter
 
 log = logging.getLogger("raftmft.sftp.worker")
 
@@ -154,7 +155,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s worker[%(process)d] %(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter(f"worker[{os.getpid()}]"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("asyncssh").setLevel(logging.WARNING)
     assert_patched_names()
     try:

@@ -1,0 +1,38 @@
+"""Nothing that is logged breaks its line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raftmft.wire.loglines import MOST_EVENT_CHARS, LineFormatter
+
+
+def record(text: str, failure: str = "") -> logging.LogRecord:
+    info = None
+    if failure:
+        try:
+            raise ValueError(failure)
+        except ValueError:
+            info = sys.exc_info()
+    return logging.LogRecord("raftmft.x", logging.WARNING, "f", 1, "said %s", (text,), info)
+
+
+@given(st.text(st.characters(), max_size=40), st.text(st.characters(), max_size=20))
+def test_any_text_is_one_line_without_raw_control_characters(text, failure):
+    for as_json in (False, True):
+        line = LineFormatter("node", as_json=as_json).format(record(text, failure))
+        assert not any(ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or c in "\u2028\u2029\u202e" for c in line)
+        line.encode()
+        if as_json:
+            assert set(json.loads(line)) >= {"time", "level", "process", "logger", "event"}
+
+
+def test_a_name_cannot_forge_a_line_and_lines_are_bounded():
+    line = LineFormatter("node").format(record("a\n2026-01-01T00:00:00.000Z error node x: forged\x1b[2J"))
+    assert "\n" not in line and "\\u000a2026" in line and "\x1b" not in line
+    assert len(LineFormatter("node").format(record("x" * 100_000))) < MOST_EVENT_CHARS + 200
