@@ -86,24 +86,35 @@ def transfer_leader(client: Client, output: str, name: str) -> None:
               help="At once, for a stolen or dead host: its chunks are copied again afterwards.")
 @click.option("--timeout", type=click.FloatRange(min=0), default=3600.0, show_default=True,
               help="Seconds to wait for its chunks to be copied.")
+@click.option("--drain-timeout", type=click.FloatRange(min=0), default=20.0, show_default=True,
+              help="Seconds that its sessions get to end by themselves.")
 @node_options
-def remove(client: Client, output: str, name: str, force: bool, timeout: float) -> None:
+def remove(client: Client, output: str, name: str, force: bool, timeout: float, drain_timeout: float) -> None:
     """Take a member out for good. Without --force its chunks are copied to the others first; an interrupted removal
     goes on when it is asked for again, or is taken back by undrain.
     """
     if not force:
         _set(client, name, mode="leaving")
-        _wait_until_copied(client, name, timeout)
+        _wait_until_copied(client, name, timeout, drain_timeout)
     _say(output, client.call("DELETE", _path(name)), f"{name} is removed: nothing that it shows is accepted any more")
 
 
-def _wait_until_copied(client: Client, name: str, timeout_s: float) -> None:
+def _wait_until_copied(client: Client, name: str, timeout_s: float, drain_timeout_s: float) -> None:
     from rich.console import Console
 
+    drained = time.monotonic() + drain_timeout_s
     deadline = time.monotonic() + timeout_s
     console = Console(stderr=True)
     with console.status(f"copying what {name} holds") as shown:
-        while waiting := client.get(f"{_path(name)}/leaving")["waiting_for"]:
+        while True:
+            leaving = client.get(f"{_path(name)}/leaving")
+            waiting = leaving["waiting_for"]
+            if not waiting and (not leaving["sessions"] or time.monotonic() >= drained):
+                return
+            if not waiting:
+                shown.update(f"{leaving['sessions']} sessions on {name} may end by themselves")
+                time.sleep(POLL_S)
+                continue
             shown.update(f"copying what {name} holds; waiting for {', '.join(waiting)}")
             if time.monotonic() >= deadline:
                 raise RaftmftError(

@@ -32,7 +32,7 @@ class MembersApi:
                 Field("mode", "text", "what the member does", choices=SETTABLE),
                 Field("weight", "whole", "share of chunks and sessions, 100 is usual", high=MAX_WEIGHT))),
             Operation("GET", f"{one}/leaving", "Who does not hold yet what a leaving member held", self._leaving,
-                      {"mode": str, "waiting_for": [str]}, where=name),
+                      {"mode": str, "waiting_for": [str], "sessions": int}, where=name),
             Operation("POST", f"{one}/lead", "Have a member lead", self._lead, {}, where=name, role=OPERATOR),
             Operation("DELETE", one, "Remove a member at once: its certificate is listed no more", self._remove, {},
                       where=name),
@@ -47,10 +47,11 @@ class MembersApi:
 
     async def _leaving(self, call: Call) -> Any:
         member = await self._member(call)
-        if member.stores:
-            return {"mode": member.mode, "waiting_for": [f"{member.name} still stores: its mode must be leaving"]}
-        placement = self._state.machine.settings.placement
-        return {"mode": member.mode, "waiting_for": await self._stewards.lacking(placement, placement)}
+        machine = self._state.machine
+        placement, sessions = machine.settings.placement, machine.sessions.count(member.id)
+        waiting_for = ([f"{member.name} still stores: its mode must be leaving"] if member.stores else
+                       await self._stewards.lacking(placement, placement))
+        return {"mode": member.mode, "waiting_for": waiting_for, "sessions": sessions}
 
     async def _lead(self, call: Call) -> Any:
         member = await self._member(call)

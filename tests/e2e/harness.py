@@ -81,6 +81,13 @@ class Cluster:
         """The node's present process id."""
         return int((Path(self.node(name)["data_dir"]) / "node.pid").read_text())
 
+    def pid_or(self, name: str, otherwise: int = 0) -> int:
+        """The node's process id, or `otherwise` when it does not run."""
+        try:
+            return self.pid(name)
+        except (FileNotFoundError, ValueError):
+            return otherwise
+
     def kill(self, *names: str) -> None:
         """SIGKILL to these nodes, at once; returns when they are gone."""
         pids = [self.pid(name) for name in names]
