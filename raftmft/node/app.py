@@ -154,7 +154,8 @@ class Node:
         self.files = Files(self.state, self.epoch, self.chunks)
         self.dispatch = Dispatch(self.epoch, self.logins, self.files, self.chunks, self._greet)
         self.workers = Workers(self.settings.worker_count, self.dispatch.handle, self._worker_gone,
-                               lambda start: f"worker{self.run_name}x{start}")
+                               lambda start: f"worker{self.run_name}x{start}",
+                               ("--log-level", self.settings.log_level, "--log-format", self.settings.log_format))
         self.door = FrontDoor(self.me, self.workers, StateRules(self.state), self.view.choose, self._relay)
         self.evictions = Evictions(self.workers, self.door.cut)
         self.state.subscribe(self.evictions.applied)

@@ -7,10 +7,10 @@ import logging
 from raftmft.wire.loglines import LineFormatter
 
 
-def set_up(level: str) -> None:
+def set_up(level: str, log_format: str = "text") -> None:
     """Sets the process's logging up. Libraries that would log per request or packet are held to warnings."""
     handler = logging.StreamHandler()
-    handler.setFormatter(LineFormatter("node"))
+    handler.setFormatter(LineFormatter("node", as_json=log_format == "json"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

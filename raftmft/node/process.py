@@ -28,7 +28,7 @@ def run_node(data_dir_path: str, drain_timeout_s: int | None) -> int:
     settings = load(data_dir.path)
     raise_file_limit()
     data_dir.lock()
-    set_up(settings.log_level)
+    set_up(settings.log_level, settings.log_format)
     data_dir.pid_file.write_text(f"{os.getpid()}\n")
     try:
         listeners = open_listeners(settings, data_dir)

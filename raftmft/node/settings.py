@@ -34,6 +34,7 @@ class Settings:
     segment_mib: int = 256
     drain_timeout_s: int = 20
     log_level: str = "info"
+    log_format: str = "text"
 
     @property
     def worker_count(self) -> int:
@@ -77,6 +78,8 @@ def parse(text: str, where: str) -> Settings:
             raise ConfigError(f"{where}: {key} must be {low}..{high}, not {getattr(settings, key)}")
     if settings.log_level not in ("debug", "info", "warning", "error"):
         raise ConfigError(f"{where}: log_level must be debug, info, warning or error, not {settings.log_level!r}")
+    if settings.log_format not in ("text", "json"):
+        raise ConfigError(f"{where}: log_format must be text or json, not {settings.log_format!r}")
     taken: dict[int, str] = {}
     for key in ("sftp_port", "peer_port", "admin_port"):  # the gossip port is UDP and may equal the peer port
         port = getattr(settings, key)

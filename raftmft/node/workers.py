@@ -96,8 +96,9 @@ class Workers:
     """Keeps `count` workers running. `live` holds those that said hello."""
 
     def __init__(self, count: int, handler: Handler, on_gone: Callable[[Worker], Awaitable[None]],
-                 name_of: Callable[[int], str]) -> None:
+                 name_of: Callable[[int], str], options: tuple[str, ...] = ()) -> None:
         self._count, self._handler, self._on_gone, self._name_of = count, handler, on_gone, name_of
+        self._options = options
         self._stopping = False
         self._starts = 0
         self.live: dict[int, Worker] = {}
@@ -167,7 +168,7 @@ class Workers:
         try:
             process = subprocess.Popen(
                 [sys.executable, "-m", "raftmft.sftp.worker", "--link-fd", str(link_there.fileno()),
-                 "--door-fd", str(door_there.fileno())],
+                 "--door-fd", str(door_there.fileno()), *self._options],
                 pass_fds=(link_there.fileno(), door_there.fileno()), stdin=subprocess.DEVNULL)
         except BaseException:
             link_here.close()

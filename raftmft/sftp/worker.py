@@ -152,12 +152,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="raftmft.sftp.worker", description="Started by `raftmft node` only.")
     parser.add_argument("--link-fd", type=int, required=True)
     parser.add_argument("--door-fd", type=int, required=True)
+    parser.add_argument("--log-level", default="info")
+    parser.add_argument("--log-format", default="text")
     options = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     handler = logging.StreamHandler()
-    handler.setFormatter(LineFormatter(f"worker[{os.getpid()}]"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    handler.setFormatter(LineFormatter(f"worker[{os.getpid()}]", as_json=options.log_format == "json"))
+    logging.basicConfig(level=options.log_level.upper(), handlers=[handler])
     logging.getLogger("asyncssh").setLevel(logging.WARNING)
     assert_patched_names()
     try:
