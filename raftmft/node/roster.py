@@ -55,7 +55,7 @@ class Roster:
         self._seed, self._state, self._on_change = seed, state, on_change
         self._introduced: tuple[int, tuple[Contact, ...]] = (0, ())
         self._rows: tuple[MemberRow, ...] | None = None
-        self._contacts: dict[str, Contact] | None = None
+        self._contacts = self._gather()
         state.subscribe(self._applied)
 
     # --- agreed ---------------------------------------------------------------------------------------
@@ -82,15 +82,15 @@ class Roster:
     # --- contact --------------------------------------------------------------------------------------
     def directory(self) -> dict[str, str]:
         """Certificate fingerprint -> member id: who may link."""
-        return {contact.fingerprint: contact.member for contact in self._known().values()}
+        return {contact.fingerprint: contact.member for contact in self._contacts.values()}
 
     def peer_addresses(self) -> dict[str, tuple[str, int]]:
         """Member id -> host and peer port."""
-        return {contact.member: (contact.host, contact.peer_port) for contact in self._known().values()}
+        return {contact.member: (contact.host, contact.peer_port) for contact in self._contacts.values()}
 
     def gossip_addresses(self) -> dict[str, tuple[str, int]]:
         """Member id -> host and gossip port."""
-        return {contact.member: (contact.host, contact.gossip_port) for contact in self._known().values()}
+        return {contact.member: (contact.host, contact.gossip_port) for contact in self._contacts.values()}
 
     def introduction(self) -> bytes:
         """What this member tells on a fresh link."""
@@ -102,10 +102,10 @@ class Roster:
         index, contacts = _decode(body)
         if index <= self._state.applied or index <= self._introduced[0]:
             return
-        if set(contacts) - set(self._known().values()):
+        if set(contacts) - set(self._contacts.values()):
             log.info("member %s tells of members that are not listed here yet", member)
         self._introduced = (index, contacts)
-        self._changed(set())
+        self._changed()
 
     # --- within ---------------------------------------------------------------------------------------
     def _listed(self) -> list[Contact]:
@@ -114,32 +114,28 @@ class Roster:
         return [Contact(fingerprint, member, rows[member].host, rows[member].peer_port, rows[member].gossip_port)
                 for fingerprint, member in certificates.items() if member in rows]
 
-    def _known(self) -> dict[str, Contact]:
-        if self._contacts is None:
-            known: dict[str, Contact] = {}
-            if self.mine() is None or not self._state.machine.is_bootstrapped:
-                known |= {m.fingerprint: Contact(m.fingerprint, m.id, m.host, m.peer_port, m.gossip_port)
-                          for m in self._seed.members}
-            if self._introduced[0] > self._state.applied:
-                known |= {contact.fingerprint: contact for contact in self._introduced[1]}
-            for contact in self._listed():  # last: what is agreed overrides what is told
-                known[contact.fingerprint] = contact
-            self._contacts = known
-        return self._contacts
+    def _gather(self) -> dict[str, Contact]:
+        known: dict[str, Contact] = {}
+        if self.mine() is None or not self._state.machine.is_bootstrapped:
+            known |= {m.fingerprint: Contact(m.fingerprint, m.id, m.host, m.peer_port, m.gossip_port)
+                      for m in self._seed.members}
+        if self._introduced[0] > self._state.applied:
+            known |= {contact.fingerprint: contact for contact in self._introduced[1]}
+        for contact in self._listed():  # last: what is agreed overrides what is told
+            known[contact.fingerprint] = contact
+        return known
 
     def _applied(self, entries: Sequence[Entry], _: Sequence[Outcome]) -> None:
         caught_up = 0 < self._introduced[0] <= self._state.applied
         if caught_up:
             self._introduced = (0, ())
         if caught_up or any(type(entry.envelope.command) in _CHANGES for entry in entries):
-            before = self._known()
-            self._rows = self._contacts = None
-            after = self._known()
-            self._changed({contact.member for key, contact in before.items() if key not in after})
+            self._changed()
 
-    def _changed(self, gone: set[str]) -> None:
-        self._rows = self._contacts = None
-        self._on_change(gone)
+    def _changed(self) -> None:
+        before, self._rows = self._contacts, None
+        self._contacts = self._gather()
+        self._on_change({contact.member for key, contact in before.items() if key not in self._contacts})
 
 
 def _row(spec: MemberSpec) -> MemberRow:
