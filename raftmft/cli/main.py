@@ -17,6 +17,8 @@ from raftmft.core.errors import NodeUnreachable, NoQuorum, RaftmftError
 COMMANDS = {
     "dev": ("raftmft.cli.dev", "dev", "Run a local cluster of real node processes on loopback."),
     "init": ("raftmft.cli.init", "init", "Make a new cluster of one on this host."),
+    "token": ("raftmft.cli.token", "token", "Make tokens by which hosts join."),
+    "join": ("raftmft.cli.join", "join", "Have this host admitted to a cluster."),
     "node": ("raftmft.cli.node", "node", "Run a member in the foreground."),
     "status": ("raftmft.cli.status", "status", "Show the cluster and what it can lose now."),
     "member": ("raftmft.cli.member", "member", "List members."),

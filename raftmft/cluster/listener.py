@@ -18,8 +18,9 @@ import trio
 
 from raftmft.cluster import hello
 from raftmft.cluster.hello import HANDSHAKE_TIMEOUT_S, Directory, PeerRefused, Self
+from raftmft.cluster.joining import JoinDoor, Request
 from raftmft.cluster.tls import TlsStream
-from raftmft.wire import peer, preface
+from raftmft.wire import joining, peer, preface
 from raftmft.wire.frames import FrameError
 
 HANDSHAKES_MAX = 128
@@ -62,11 +63,13 @@ def open_port(host: str, port: int, kind: socket.SocketKind = socket.SOCK_STREAM
 class PeerListener:
     """Serves the peer port. `on_control` and `on_bulk` get (member, stream) and run as long as the connection does;
     `on_relay` gets a raw socket that it owns, with the preface unread, and must be done with it (passed on or closed)
-    within HANDSHAKE_TIMEOUT_S. `directory` is asked anew for each connection.
+    within HANDSHAKE_TIMEOUT_S. `directory` is asked anew for each connection. `join_door` answers hosts that are no
+    members yet.
     """
 
     def __init__(self, me: Self, directory: Directory, *, on_control: Serve, on_bulk: Serve,
-                 on_relay: TakeRelay) -> None:
+                 on_relay: TakeRelay, join_door: JoinDoor | None = None) -> None:
+        self._join_door = join_door
         self._me, self._directory = me, directory
         self._on_control, self._on_bulk, self._on_relay = on_control, on_bulk, on_relay
         self._undecided: dict[int, trio.CancelScope] = {}
@@ -119,6 +122,7 @@ class PeerListener:
 
     async def _handle(self, sock: socket.socket, address: str) -> None:
         stream: TlsStream | None = None
+        request: Request | None = None
         ours = True
         try:
             with self._deciding() as scope:
@@ -129,14 +133,20 @@ class PeerListener:
                     ours = False
                     await self._on_relay(sock)
                     return
-                if first != _TLS_RECORD:
+                if first == joining.MAGIC[:1] and self._join_door is not None:
+                    self.counts["join"] += 1
+                    stream, request = await self._join_door.listen(sock)
+                elif first != _TLS_RECORD:
                     self._refused("stranger", address, "spoke neither TLS nor the relay preface" if first else
                                   "closed without a word")
                     return
-                stream = TlsStream(sock, self._me.server, server_side=True)
-                member, channel = await hello.answer(self._me, stream, self._directory)
+                else:
+                    stream = TlsStream(sock, self._me.server, server_side=True)
+                    member, channel = await hello.answer(self._me, stream, self._directory)
             if scope.cancelled_caught:
                 self._refused("slow", address, "did not say in time who it is")
+            elif request is not None and self._join_door is not None:
+                await self._join_door.answer(stream, request)
             else:
                 await self._serve_member(member, channel, stream, address)
         except (PeerRefused, FrameError, OSError, trio.BrokenResourceError, trio.TooSlowError) as error:

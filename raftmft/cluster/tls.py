@@ -75,10 +75,14 @@ class TlsStream:
 
     def peer_fingerprint(self) -> str:
         """The fingerprint of the peer's certificate, as Raft lists it. Only after the handshake."""
+        return fingerprint(self.peer_certificate())
+
+    def peer_certificate(self) -> bytes:
+        """The peer's certificate, DER. Only after the handshake."""
         der = self._tls.getpeercert(binary_form=True)
         if not der:
             raise trio.BrokenResourceError("the peer showed no certificate")
-        return fingerprint(der)
+        return der
 
     @property
     def idle(self) -> bool:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 
+from raftmft.cluster.certificates import fingerprint_of_pem
 from raftmft.node.api import build
 from raftmft.node.api_audit import AuditApi
 from raftmft.node.api_bans import BansApi
 from raftmft.node.api_config import ConfigApi
 from raftmft.node.api_files import FilesApi, Placing
+from raftmft.node.api_joining import JoiningApi
 from raftmft.node.api_members import MembersApi
 from raftmft.node.api_node import NodeApi
 from raftmft.node.api_sessions import SessionsApi
@@ -39,6 +41,8 @@ def admin_app(node: Node) -> Starlette:
         *FilesApi(state, epoch, lambda: _placing(node), node.holders.who_holds, node.fetcher.read).operations(),
         *AuditApi(state, epoch).operations(),
         *TokensApi(state, epoch).operations(),
+        *JoiningApi(epoch, node.seed.cluster_id, fingerprint_of_pem(node.data_dir.certificates.authority.read_bytes()),
+                    node.view.members).operations(),
     ]
     return build(with_document(operations), [*about.open_routes(), *Metrics(lambda: measure(node)).open_routes()])
 

@@ -33,6 +33,7 @@ from raftmft.cluster.certificates import client_context, load_member, server_con
 from raftmft.cluster.fetcher import Fetcher
 from raftmft.cluster.gossip import Gossip
 from raftmft.cluster.holdings import Holdings
+from raftmft.cluster.joining import JoinDoor
 from raftmft.cluster.links import PeerLinks
 from raftmft.cluster.listener import PeerListener
 from raftmft.cluster.relay import PrefaceGuard, RelayDoor, relay
@@ -46,6 +47,7 @@ from raftmft.core.membership import Load
 from raftmft.core.outcome import Outcome
 from raftmft.node import admin
 from raftmft.node.admin_app import admin_app
+from raftmft.node.admitting import Admitting
 from raftmft.node.chunks import Chunks
 from raftmft.node.coverage import Coverage
 from raftmft.node.datadir import DataDir
@@ -72,6 +74,7 @@ from raftmft.raft.driver import RaftDriver
 from raftmft.raft.journal import Journal
 from raftmft.raft.replica import Replica
 from raftmft.store.disk import SegmentStore
+from raftmft.wire.joining import JOIN, Admitted
 from raftmft.wire.preface import Preface
 
 log = logging.getLogger(__name__)
@@ -144,10 +147,13 @@ class Node:
         self.bulk = BulkServer(self.holdings, on_damaged=self.repairer.damaged)
         self.prefaces = PrefaceGuard(cluster_key, self.me)
         self.listener = PeerListener(me, self.roster.directory, on_control=self.links.serve, on_bulk=self.bulk.serve,
-                                     on_relay=RelayDoor(self.prefaces, self._relayed).take)
+                                     on_relay=RelayDoor(self.prefaces, self._relayed).take,
+                                     join_door=JoinDoor(self.seed.cluster_id, files, {JOIN: self._admit}))
 
     def _make_service(self) -> None:
         self.epoch = Epoch(self.driver, self.me)
+        self.admitting = Admitting(self.state, self.epoch, self.data_dir.certificates,
+                                   self.data_dir.cluster_key.read_bytes, lambda: time.time_ns() // 1_000_000)
         self.logins = Logins(self.state, self.epoch, self.me)
         self.chunks = Chunks(self.me, self.storage, self.replicator, self.fetcher, self.repairer, self.view.storing,
                              self.view.replicas, self.coverage)
@@ -286,6 +292,9 @@ class Node:
     def _link_down(self, member: str) -> None:
         self.driver.peer_disconnected(member)
         self.pool.cut_off(member)  # or what it was asked would wait for a stopped process
+
+    async def _admit(self, table: dict[str, Any]) -> Admitted:
+        return await self.admitting.join(table)
 
     def _greet(self, worker: Worker) -> dict[str, Any]:
         return {"member": self.me, "name": self.settings.name, "host_key": self.host_key,

@@ -79,8 +79,8 @@ class Hosts:
         """`raftmft join` below the folder; the token comes in a file."""
         file = self.folder / f"{folder.replace('/', '-')}.token"
         file.write_text(token + "\n")
-        return self.run("join", *options[:1], "--token-file", str(file), "--data-dir", str(self.folder / folder),
-                        "--advertise", "127.0.0.1", "--listen", "127.0.0.1", *port_options(), *options[1:])
+        return self.run("join", "--token-file", str(file), "--data-dir", str(self.folder / folder),
+                        "--advertise", "127.0.0.1", "--listen", "127.0.0.1", *port_options(), *options)
 
     def join(self, folder: str, token: str, *options: str) -> Host:
         """Another member, named like its folder."""

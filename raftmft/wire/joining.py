@@ -1,0 +1,120 @@
+"""What a host that is no member yet and a member say to each other behind MAGIC, inside server-authenticated TLS.
+
+    member  Greeting   protocol, cluster id, the CA's certificate (PEM), the member's clock
+    host    request    [kind, {...}]: "join" so far
+    member  answer     [status, value]: OK with what the kind gives, or a line with REFUSED, NO_QUORUM, UNKNOWN
+
+Each is one frame of at most LIMIT bytes. Decoders raise FrameError on whatever does not fit, and quote nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from raftmft.wire import frames
+from raftmft.wire.frames import FrameError
+
+MAGIC = b"\x8aRMFTJ1\n"
+VERSION = 1
+LIMIT = 64 << 10
+TEXT_LIMIT = 400
+JOIN = "join"
+OK, REFUSED, NO_QUORUM, UNKNOWN = "ok", "refused", "no-quorum", "unknown"
+_TYPES = {"str": str, "int": int, "bytes": bytes, "list[dict[str, Any]]": list}
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """Whom the host talks to; to be checked against its token."""
+
+    version: int
+    cluster_id: str
+    authority: bytes
+    clock_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class JoinRequest:
+    """A host asks to be admitted: the token's secret, where it will be found, its public key (PEM), its clock."""
+
+    secret: bytes = field(repr=False)
+    name: str
+    host: str
+    peer_port: int
+    gossip_port: int
+    sftp_port: int
+    public_key: bytes
+    clock_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """All that a member's data directory is made of. `members` are MemberSpecs as dicts."""
+
+    member: str
+    mode: str
+    cluster: str
+    cluster_id: str
+    replicas: int
+    certificate: bytes
+    cluster_key: bytes = field(repr=False)
+    host_public_key: str
+    sealed_host_key: bytes
+    sealed_ca_key: bytes
+    members: list[dict[str, Any]]
+
+
+def encode_greeting(greeting: Greeting) -> bytes:
+    """One frame."""
+    return frames.encode(asdict(greeting))
+
+
+def decode_greeting(value: Any) -> Greeting:
+    """The greeting in a frame's value."""
+    if type(value) is dict and type(value.get("version")) is int and value["version"] != VERSION:
+        raise FrameError(f"the member speaks join protocol {value['version']}, this program {VERSION}: run the same "
+                         "version on both")
+    return _fill(Greeting, value)
+
+
+def encode_request(kind: str, request: JoinRequest) -> bytes:
+    """One frame."""
+    return frames.encode([kind, asdict(request)])
+
+
+def decode_request(value: Any) -> tuple[str, dict[str, Any]]:
+    """(kind, fields); the kind's own decoder looks at the fields."""
+    if type(value) is not list or len(value) != 2 or type(value[0]) is not str or type(value[1]) is not dict:
+        raise FrameError("a malformed request")
+    return value[0], value[1]
+
+
+def decode_join(table: dict[str, Any]) -> JoinRequest:
+    """The fields of a JOIN request."""
+    return _fill(JoinRequest, table)
+
+
+def encode_answer(status: str, value: Admitted | str) -> bytes:
+    """One frame."""
+    return frames.encode([status, value[:TEXT_LIMIT] if isinstance(value, str) else asdict(value)])
+
+
+def decode_answer(value: Any) -> tuple[str, Admitted | str]:
+    """(status, value)."""
+    if type(value) is not list or len(value) != 2 or value[0] not in (OK, REFUSED, NO_QUORUM, UNKNOWN):
+        raise FrameError("a malformed answer")
+    if value[0] == OK:
+        return OK, _fill(Admitted, value[1])
+    if type(value[1]) is not str or len(value[1]) > TEXT_LIMIT:
+        raise FrameError("a malformed answer")
+    return value[0], value[1]
+
+
+def _fill(kind: type[Any], table: Any) -> Any:
+    wanted = {f.name: _TYPES[str(f.type)] for f in fields(kind)}
+    if type(table) is not dict or table.keys() != wanted.keys():
+        raise FrameError(f"a malformed {kind.__name__}")
+    if any(type(table[name]) is not type_ for name, type_ in wanted.items()):
+        raise FrameError(f"a malformed {kind.__name__}")
+    return kind(**table)
