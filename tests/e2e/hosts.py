@@ -111,6 +111,12 @@ class Hosts:
         assert done.returncode in (0, 3), done.stderr.decode()
         return json.loads(done.stdout)
 
+    def json_lines(self, host: Host, *words: str) -> list[Any]:
+        """The answer of a command that prints a JSON document a line."""
+        done = self.run(*words, "-o", "json", "--data-dir", str(host.data_dir))
+        assert done.returncode == 0, done.stderr.decode()
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
     def members(self, host: Host) -> list[dict[str, Any]]:
         """The member list as a host tells it."""
         answer = self.json(host, "member", "list")
