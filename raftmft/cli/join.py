@@ -77,8 +77,9 @@ def _ask(token: JoinToken, settings: Settings, member: str | None, data_dir: Dat
         seed = Seed(admitted.cluster, admitted.cluster_id, admitted.member,
                     tuple(MemberSpec(**row) for row in admitted.members), admitted.replicas, admitted.host_public_key,
                     admitted.sealed_host_key.hex(), admitted.sealed_ca_key.hex(), founder=False)
-        write_member(data_dir, settings, authority, Issued(admitted.certificate, key), admitted.cluster_key, seed)
-    except (OSError, TypeError) as error:
+        write_member(data_dir, settings, authority, Issued(admitted.certificate, key), admitted.cluster_key, seed,
+                     key_name=admitted.key_name)
+    except (OSError, TypeError, ValueError) as error:
         raise RaftmftError(f"this host was admitted as {settings.name}, but {data_dir.path} could not be filled "
                            f"({getattr(error, 'strerror', None) or error}); raftmft member remove it there and join "
                            "again") from None

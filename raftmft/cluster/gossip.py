@@ -68,6 +68,10 @@ class Gossip:
         """Received datagrams that were not believed, by the reason (wire/gossip.py)."""
         return self._codec.dropped
 
+    def rekey(self, key: bytes) -> None:
+        """Another cluster key is in force: datagrams of any other are not believed any more."""
+        self._codec.rekey(key)
+
     def set_load(self, load: Load) -> None:
         """What this member says of itself from its next datagram on."""
         self._membership.set_load(load)

@@ -104,7 +104,7 @@ class Certificates:
                                             (LISTED, known.member)).fetchone()
             if others is None:
                 raise Refuse(Code.INVALID, "the last member's certificate cannot be revoked")
-            self._settings.put("owes_rotation", 1)
+            self._settings.put("owes_rotation", self._state.index)
         self._mark(known.fingerprint, REVOKED)
         self._audit.admin(f"cert revoke {known.fingerprint[:16]}", actor=command.actor, member=known.member)
         return {"member": known.member}
@@ -113,6 +113,8 @@ class Certificates:
         """Another cluster key is in force, and the secrets are sealed with it."""
         if command.base != self._settings.key:
             raise Refuse(Code.CONFLICT, "the cluster key was changed meanwhile")
+        if command.owed != self._settings.owes_rotation:
+            raise Refuse(Code.CONFLICT, "another member was cut off meanwhile, who may know this key")
         if not command.key or command.key == command.base or not command.sealed_host_key:
             raise Refuse(Code.INVALID, "a rotation needs another key and the sealed secrets")
         for key, value in (("key", command.key), ("sealed_host_key", command.sealed_host_key),
@@ -141,7 +143,7 @@ class Certificates:
         """The member is gone: what it showed is refused for good."""
         self._state.db.execute("UPDATE certificates SET state = ? WHERE member = ? AND state = ?",
                                (REVOKED, member, LISTED))
-        self._settings.put("owes_rotation", 1)
+        self._settings.put("owes_rotation", self._state.index)
         self._forget_oldest()
 
     def _mark(self, fingerprint: str, state: str) -> None:

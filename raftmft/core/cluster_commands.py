@@ -92,13 +92,15 @@ class MemberRemove(Command):
 @dataclass(frozen=True, slots=True)
 class KeyRotate(Command):
     """The cluster key `key` takes the place of `base`; the sealed secrets come with it. CONFLICT if `base` is not the
-    present one. Value: {}.
+    present one, or if anybody was cut off since `owed` (settings.owes_rotation): he may have been given `key`. Value:
+    {}.
     """
 
     base: str
     key: str
     sealed_host_key: bytes
     sealed_ca_key: bytes
+    owed: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,9 +77,9 @@ class Settings:
         return self.get("key", "")
 
     @property
-    def owes_rotation(self) -> bool:
-        """Whether a member was removed, or a certificate revoked, that knew the present cluster key."""
-        return bool(self.get("owes_rotation", 0))
+    def owes_rotation(self) -> int:
+        """The Raft index at which somebody who knew the present cluster key was last cut off; 0 if nobody was."""
+        return self.get("owes_rotation", 0)
 
     def put(self, key: str, value: str | int | bytes) -> None:
         """Sets one value."""

@@ -47,6 +47,8 @@ class Admitting:
             int(expires_at(certificate).timestamp() * 1000)))
         members = [{name: value for name, value in asdict(row).items() if name in _SPEC}
                    for row in self._state.machine.members.list()]
+        # The key and what it sealed are read here together: it may have been changed since it signed above.
         return Admitted(
             admitted["member"], admitted["mode"], settings.cluster, settings.cluster_id, settings.replicas, certificate,
-            cluster_key, settings.host_public_key, settings.sealed_host_key, settings.sealed_ca_key, members)
+            settings.key, self._cluster_key(), settings.host_public_key, settings.sealed_host_key,
+            settings.sealed_ca_key, members)

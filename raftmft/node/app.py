@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 import socket
 import time
@@ -29,11 +30,12 @@ from raftmft import __version__
 from raftmft.cluster import hello
 from raftmft.cluster.bulk import BulkPool
 from raftmft.cluster.bulk_server import BulkServer
-from raftmft.cluster.certificates import client_context, load_member, server_context, unseal
+from raftmft.cluster.certificates import CLUSTER_KEY_SIZE, client_context, load_member, server_context
 from raftmft.cluster.fetcher import Fetcher
 from raftmft.cluster.gossip import Gossip
 from raftmft.cluster.holdings import Holdings
 from raftmft.cluster.joining import JoinDoor
+from raftmft.cluster.keyring import KeyRing
 from raftmft.cluster.links import PeerLinks
 from raftmft.cluster.listener import PeerListener
 from raftmft.cluster.relay import PrefaceGuard, RelayDoor, relay
@@ -49,6 +51,7 @@ from raftmft.node import admin
 from raftmft.node.admin_app import admin_app
 from raftmft.node.admitting import Admitting
 from raftmft.node.chunks import Chunks
+from raftmft.node.clusterkeys import ClusterKeys
 from raftmft.node.coverage import Coverage
 from raftmft.node.datadir import DataDir
 from raftmft.node.dispatch import Dispatch
@@ -57,7 +60,7 @@ from raftmft.node.epoch import Epoch
 from raftmft.node.evictions import Evictions
 from raftmft.node.files import Files
 from raftmft.node.frontdoor import FrontDoor
-from raftmft.node.genesis import HOST_KEY, bootstrap_command
+from raftmft.node.genesis import bootstrap_command
 from raftmft.node.holders import Holders
 from raftmft.node.leader import LeaderDuties
 from raftmft.node.logins import Logins
@@ -95,12 +98,10 @@ class Node:
         seed = self.seed = data_dir.read_seed()
         self.me = seed.me
         self.measured = Load()
-        cluster_key = data_dir.cluster_key.read_bytes()
         load_member(data_dir.certificates)
-        self.host_key = unseal(cluster_key, HOST_KEY, bytes.fromhex(seed.sealed_host_key))
         self._make_raft()
         self._make_store()
-        self._make_links(cluster_key)
+        self._make_links()
         self._make_service()
 
     # --- parts ------------------------------------------------------------------------------------
@@ -121,12 +122,13 @@ class Node:
         self.storage = SegmentStore(self.data_dir.chunks, f"node{self.run_name}", self.settings.segment_bytes)
         self.holdings = Holdings(self.storage)
 
-    def _make_links(self, cluster_key: bytes) -> None:
+    def _make_links(self) -> None:
         files = self.data_dir.certificates
+        nobodys_key = secrets.token_bytes(CLUSTER_KEY_SIZE)  # until ClusterKeys tells the one in force, below
         me = hello.Self(self.me, self.seed.cluster_id, server_context(files), client_context(files))
         self.roster = Roster(self.seed, self.state, self._members_changed)
         self.view = ClusterView(self.seed, self.state, self.driver, self.roster)
-        self.gossip = Gossip(self.me, (self.settings.listen, self.settings.gossip_port), cluster_key,
+        self.gossip = Gossip(self.me, (self.settings.listen, self.settings.gossip_port), nobodys_key,
                              self.roster.gossip_addresses)
         self.view.listen_to(self.gossip, self._load)
         self.links = PeerLinks(me, self.roster.peer_addresses, self.roster.directory,
@@ -145,7 +147,11 @@ class Node:
                                  self.view.replicas, self.placement)
         self.state.subscribe(self._applied)
         self.bulk = BulkServer(self.holdings, on_damaged=self.repairer.damaged)
-        self.prefaces = PrefaceGuard(cluster_key, self.me)
+        self.prefaces = PrefaceGuard(nobodys_key, self.me)
+        self.keys = ClusterKeys(
+            KeyRing.load(self.data_dir.cluster_key), self.seed, self.state, self.links,
+            (self.gossip.rekey, self.prefaces.rekey), leads=lambda: self.driver.status().role == "leader",
+            execute=lambda command: self.epoch.execute(command))
         self.listener = PeerListener(me, self.roster.directory, on_control=self.links.serve, on_bulk=self.bulk.serve,
                                      on_relay=RelayDoor(self.prefaces, self._relayed).take,
                                      join_door=JoinDoor(self.seed.cluster_id, files, {JOIN: self._admit}))
@@ -153,7 +159,7 @@ class Node:
     def _make_service(self) -> None:
         self.epoch = Epoch(self.driver, self.me)
         self.admitting = Admitting(self.state, self.epoch, self.data_dir.certificates,
-                                   self.data_dir.cluster_key.read_bytes, lambda: time.time_ns() // 1_000_000)
+                                   self.keys.present, lambda: time.time_ns() // 1_000_000)
         self.logins = Logins(self.state, self.epoch, self.me)
         self.chunks = Chunks(self.me, self.storage, self.replicator, self.fetcher, self.repairer, self.view.storing,
                              self.view.replicas, self.coverage)
@@ -176,7 +182,7 @@ class Node:
         """Serves until `stop`; raises what took a part down. On return all is on disk and marked clean."""
         async with trio.open_nursery() as nursery:
             for part in (self.holdings.run, self.links.run, self.pool.run, self.replicator.run, self.driver.run,
-                         self._gossip, self.duties.run, self._report_load, self._serve_admin):
+                         self._gossip, self.duties.run, self.keys.run, self._report_load, self._serve_admin):
                 nursery.start_soon(part)
             nursery.start_soon(self.listener.serve, self.listeners.peer)
             nursery.start_soon(self._serve_clients)
@@ -196,6 +202,7 @@ class Node:
                               f"{self.data_dir.path}/raftmft.toml or stop what uses it") from None
 
     async def _serve_clients(self) -> None:
+        await self.keys.wait_for_host_key()  # workers are given it as they greet
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.workers.run)
             await self.epoch.begin()
@@ -297,7 +304,7 @@ class Node:
         return await self.admitting.join(table)
 
     def _greet(self, worker: Worker) -> dict[str, Any]:
-        return {"member": self.me, "name": self.settings.name, "host_key": self.host_key,
+        return {"member": self.me, "name": self.settings.name, "host_key": self.keys.host_key(),
                 "store_dir": str(self.data_dir.chunks), "writer": worker.name,
                 "segment_bytes": self.settings.segment_bytes, "window_chunks": WINDOW_CHUNKS,
                 "banner_version": f"raftmft_{__version__}"}

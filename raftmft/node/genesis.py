@@ -23,6 +23,7 @@ from raftmft.cluster.certificates import (
     write_file,
     write_member_files,
 )
+from raftmft.cluster.keyring import FIRST, KeyRing
 from raftmft.core.commands import Bootstrap, MemberSpec
 from raftmft.node.datadir import DataDir, Seed
 from raftmft.node.settings import FILE_NAME, Settings, render
@@ -65,10 +66,10 @@ def make_cluster(name: str, members: Sequence[FirstMember], *, replicas: int = D
 
 
 def write_member(data_dir: DataDir, settings: Settings, authority_certificate: bytes, issued: Issued,
-                 cluster_key: bytes, seed: Seed, admin_token: str | None = None) -> None:
+                 cluster_key: bytes, seed: Seed, admin_token: str | None = None, *, key_name: str = FIRST) -> None:
     """Fills a data directory just made, the seed last: without it the directory is no member's. OSError."""
     write_member_files(data_dir.certificates, authority_certificate, issued)
-    write_file(data_dir.cluster_key, cluster_key)
+    KeyRing.make(data_dir.cluster_key, cluster_key, key_name)
     write_file(data_dir.path / FILE_NAME, render(settings).encode())
     write_file(data_dir.admin_token, (admin_token or secrets.token_urlsafe(32)).encode() + b"\n")
     data_dir.write_seed(seed)

@@ -109,6 +109,10 @@ class GossipCodec:
         self.dropped: Counter[str] = Counter()
         """Why datagrams were dropped: version, mac, malformed, stranger, misaddressed, unproven, replayed."""
 
+    def rekey(self, key: bytes) -> None:
+        """From now on datagrams are made with this cluster key, and those of any other key are dropped."""
+        self._key = blake3(key, derive_key_context=_MAC_CONTEXT).digest()
+
     def encode(self, to: str, message: Message) -> bytes:
         """The datagram that carries `message` to a member. Rumours that do not fit are left out, the last ones
         first.

@@ -58,6 +58,7 @@ class Admitted:
     cluster_id: str
     replicas: int
     certificate: bytes
+    key_name: str
     cluster_key: bytes = field(repr=False)
     host_public_key: str
     sealed_host_key: bytes

@@ -26,7 +26,7 @@ from raftmft.wire.joining import Admitted, JoinRequest
 from raftmft.wire.token import JoinToken
 
 YEAR_MS = 365 * 86_400_000
-ADMITTED = Admitted("m", "active", "files", CLUSTER, 3, b"cert", bytes(32), "ssh", b"h", b"c", [])
+ADMITTED = Admitted("m", "active", "files", CLUSTER, 3, b"cert", "", bytes(32), "ssh", b"h", b"c", [])
 
 
 def now_ms() -> int:

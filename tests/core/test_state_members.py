@@ -147,11 +147,15 @@ def test_certificates_are_renewed_retired_and_revoked(world: World) -> None:
 def test_a_rotation_takes_the_place_of_the_present_key_only(world: World) -> None:
     settings = world.machine.settings
     world.ok(c.MemberRemove("id-n1"))
-    world.ok(c.KeyRotate("", "k1", b"host sealed anew", b"ca sealed anew"))
+    first = settings.owes_rotation
+    world.ok(c.MemberRemove("id-n2"))
+    assert settings.owes_rotation > first > 0
+    assert world.refused(c.KeyRotate("", "k1", b"x", b"y", first)) == Code.CONFLICT, "the second may have been given k1"
+    world.ok(c.KeyRotate("", "k1", b"host sealed anew", b"ca sealed anew", settings.owes_rotation))
     assert (settings.key, settings.owes_rotation) == ("k1", False)
     assert (settings.sealed_host_key, settings.sealed_ca_key) == (b"host sealed anew", b"ca sealed anew")
-    assert world.refused(c.KeyRotate("", "k2", b"x", b"y")) == Code.CONFLICT
-    assert world.refused(c.KeyRotate("k1", "k1", b"x", b"y")) == Code.INVALID
+    assert world.refused(c.KeyRotate("", "k2", b"x", b"y", 0)) == Code.CONFLICT
+    assert world.refused(c.KeyRotate("k1", "k1", b"x", b"y", 0)) == Code.INVALID
 
 
 def test_tokens_are_forgotten_an_hour_after_their_end(world: World) -> None:

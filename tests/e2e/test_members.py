@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from raftmft.cluster.keyring import FIRST, KeyRing
 from tests.e2e.harness import Cluster, process_is_alive, wait_for
 
 pytestmark = pytest.mark.slow
@@ -89,6 +90,12 @@ def test_five_shrink_to_two_under_load(five: Cluster, tmp_path: Path) -> None:
     assert {m["name"] for m in document["members"]} == set(stays) and document["can_lose"]["members"] == 0
     five.sftp(stays[1], f"get kept {tmp_path}/back")
     assert (tmp_path / "back").read_bytes() == Path(__file__).read_bytes()
+    # What the removed ones knew is of no use: all that is left has one new cluster key, and the old ones are erased.
+    def keys(*names: str) -> list[str]:
+        return [key for name in names for key in KeyRing.load(five.folder / name / "keys" / "cluster.key").names()]
+
+    known = {FIRST, *keys(*goes, leader)}
+    wait_for("one new key on both", lambda: len(keys(*stays)) == 2 and len(set(keys(*stays)) - known) == 1)
     # A removed host that is started again is nobody: one line, and it does not disturb the others.
     term = five.status(stays[0])["term"]
     five.restart(goes[1])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from raftmft.cluster.keyring import FIRST, KeyRing
 from raftmft.core.errors import ConfigError
 from raftmft.node.datadir import DataDir
 from raftmft.node.genesis import FirstMember, bootstrap_command, make_cluster
@@ -34,7 +35,7 @@ def test_a_new_cluster_of_one(tmp_path: Path) -> None:
 
 def test_secrets_stand_only_in_the_key_files(tmp_path: Path) -> None:
     data_dir = make(tmp_path / "d")
-    key = data_dir.cluster_key.read_bytes()
+    key = KeyRing.load(data_dir.cluster_key).present(FIRST)
     for file in (p for p in data_dir.path.rglob("*") if p.is_file()):
         if file.parent != data_dir.keys:
             content = file.read_bytes()

@@ -55,7 +55,7 @@ FULL: dict[type[c.Command], c.Command] = {type(x): x for x in (
     c.SetStat(1, (), ATTRS, 9, False), c.Symlink(1, (b"a",), b"t"), c.Link(1, (), (b"x",)),
     c.CopyData(1, 2, 3, MANIFEST, 4),
     c.MemberAdmit("t", "k", SPEC, 5), c.MemberReady("m"),
-    c.MemberSet("m", "h", 1, None, 3, "active", 4, "a"), c.MemberRemove("m", "a"), c.KeyRotate("b", "k", b"h", b"c"),
+    c.MemberSet("m", "h", 1, None, 3, "active", 4, "a"), c.MemberRemove("m", "a"), c.KeyRotate("b", "k", b"h", b"c", 7),
     c.TokenCreate("t", "active", 5, "a"), c.CertAdd("m", "f", 5), c.CertRetire("m", "f"), c.CertRevoke("f", "a"),
     c.ConfigSet("k", "v", "a"), c.BanAdd("::/0", 5, "r", "a"), c.BanRemove("::/0", "a"), c.SessionKill(5, "a"),
     c.AdminTokenAdd("n", "r", "h", "a"), c.AdminTokenRemove("n", "a"))}
