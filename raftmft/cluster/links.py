@@ -59,13 +59,16 @@ class PeerLinks:
 
     on_up(member), on_down(member) and message callbacks are called synchronously and must not block. A callback that
     raises FrameError (what it was given is malformed) drops the link; any other exception is a bug and stops the node.
+    Of two members the one with the larger id dials. While `dial_all()` holds this one dials all: it moved, and the
+    others look for it elsewhere.
     """
 
     def __init__(self, me: Self, addresses: Addresses, directory: Directory, *,
                  on_up: Callable[[str], None] = lambda member: None,
-                 on_down: Callable[[str], None] = lambda member: None) -> None:
+                 on_down: Callable[[str], None] = lambda member: None,
+                 dial_all: Callable[[], bool] = lambda: False) -> None:
         self._me, self._addresses, self._directory = me, addresses, directory
-        self._on_up, self._on_down = on_up, on_down
+        self._on_up, self._on_down, self._dial_all = on_up, on_down, dial_all
         self._links: dict[str, _Link] = {}
         self._dialling: dict[str, trio.CancelScope] = {}
         self._callbacks: dict[str, OnMessage] = {}
@@ -142,12 +145,14 @@ class PeerLinks:
                 task_status.started()
                 while True:
                     self._changed = trio.Event()
-                    wanted = {member for member in self._addresses() if member < self._me.member}
+                    me, is_moved = self._me.member, self._dial_all()
+                    wanted = {member for member in self._addresses() if member < me or (is_moved and member != me)}
                     for member in wanted - set(self._dialling):
                         self._dialling[member] = trio.CancelScope()
                         nursery.start_soon(self._keep_dialling, member, self._dialling[member])
                     for member in set(self._dialling) - wanted:
-                        self._dialling[member].cancel()
+                        if member not in self._links or member not in self._addresses():
+                            self._dialling[member].cancel()
                     with trio.move_on_after(MEMBERS_PERIOD_S):
                         await self._changed.wait()
         finally:
@@ -177,6 +182,9 @@ class PeerLinks:
             backoff_s, complaint = BACKOFF_MIN_S, ""
             try:
                 while (address := self._addresses().get(member)) is not None:
+                    if member in self._links:  # it dialled this one: only one that does not find it must be dialled
+                        await trio.sleep(MEMBERS_PERIOD_S)
+                        continue
                     try:
                         stream = await dial(self._me, member, address, peer.CONTROL, self._directory)
                     except (PeerUnreachable, PeerRefused) as error:

@@ -48,6 +48,7 @@ from raftmft.core.manifest import Manifest
 from raftmft.core.membership import Load
 from raftmft.core.outcome import Outcome
 from raftmft.node import admin
+from raftmft.node.address import Address
 from raftmft.node.admin_app import admin_app
 from raftmft.node.admitting import Admitting
 from raftmft.node.chunks import Chunks
@@ -132,7 +133,8 @@ class Node:
                              self.roster.gossip_addresses)
         self.view.listen_to(self.gossip, self._load)
         self.links = PeerLinks(me, self.roster.peer_addresses, self.roster.directory,
-                               on_up=self._link_up, on_down=self._link_down)
+                               on_up=self._link_up, on_down=self._link_down,
+                               dial_all=lambda: self.address.is_stale())
         self.links.on_message(RAFT, self.driver.receive)
         self.links.on_message(INTRODUCTION, self.roster.introduced)
         self.holders = Holders(self.me, self.links, lambda chunk_id: self.holdings.find(chunk_id) is not None)
@@ -160,6 +162,7 @@ class Node:
         self.epoch = Epoch(self.driver, self.me)
         self.admitting = Admitting(self.state, self.epoch, self.data_dir.certificates,
                                    self.keys.present, lambda: time.time_ns() // 1_000_000)
+        self.address = Address(self.settings, self.roster, self.epoch)
         self.logins = Logins(self.state, self.epoch, self.me)
         self.chunks = Chunks(self.me, self.storage, self.replicator, self.fetcher, self.repairer, self.view.storing,
                              self.view.replicas, self.coverage)
@@ -206,7 +209,8 @@ class Node:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.workers.run)
             await self.epoch.begin()
-            for part in (self.logins.run, self.files.run, self.repairer.run, self.watch.run, self.evictions.run):
+            for part in (self.address.run, self.logins.run, self.files.run, self.repairer.run, self.watch.run,
+                         self.evictions.run):
                 nursery.start_soon(part)
             nursery.start_soon(self.door.run, trio.socket.from_stdlib_socket(self.listeners.sftp))
             notify_systemd("READY=1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import asyncssh
 import pytest
 
+from raftmft.cli.dev import free_ports
 from tests.e2e.harness import wait_for
 from tests.e2e.hosts import Host, Hosts
 
@@ -139,3 +141,28 @@ def test_a_witness_votes_and_stores_nothing(hosts: Hosts) -> None:
     wait_for("the witness to make a majority", lambda: hosts.json(first, "status")["leader"] in ("h1", "w"))
     added = hosts.run("user", "add", "bob", "--data-dir", str(third.data_dir))
     assert added.returncode == 0, added.stderr.decode()
+
+
+def test_a_host_that_comes_back_under_another_address_is_found_again(hosts: Hosts) -> None:
+    first = hosts.init("h1", "--name", "h1")
+    hosts.start(first)
+    hosts.wait_ready(first)
+    others = [add(hosts, first, "h2"), add(hosts, first, "h3")]
+    hosts.wait_members(first, 3)
+    ids = {m["name"]: m["id"] for m in hosts.json(first, "member", "list")}
+    # The one with the smallest id is dialled by all others; the one with the largest dials all.
+    for number, moving in enumerate(sorted([first, *others], key=lambda host: ids[host.name])):
+        asked = next(host for host in others if host is not moving)
+        hosts.end(moving)
+        wait_for("its absence to show", lambda asked=asked: hosts.json(asked, "status")["verdict"] != "ok")  # type: ignore[misc]
+        toml = moving.data_dir / "raftmft.toml"
+        text = toml.read_text().replace('"127.0.0.1"', f'"127.0.0.{number + 2}"')
+        for port in ("sftp_port", "peer_port", "gossip_port"):
+            text = re.sub(rf"{port} = \d+", f"{port} = {free_ports(1)[0]}", text)
+        toml.write_text(text)
+        hosts.start(moving)
+        hosts.wait_members(asked, 3)
+        hosts.wait_ready(moving)
+        listed = {m["name"]: m for m in hosts.json(asked, "member", "list")}
+        assert listed[moving.name]["host"] == f"127.0.0.{number + 2}" and listed[moving.name]["id"] == ids[moving.name]
+        wait_for("a healthy cluster", lambda asked=asked: hosts.json(asked, "status")["verdict"] == "ok")  # type: ignore[misc]
