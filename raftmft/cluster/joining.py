@@ -55,6 +55,11 @@ class JoinDoor:
         self._context.load_cert_chain(files.certificate, files.key)
         self._answering = 0
 
+    @property
+    def context(self) -> ssl.SSLContext:
+        """The TLS context; a renewed certificate is loaded into it."""
+        return self._context
+
     async def listen(self, sock: socket.socket) -> tuple[TlsStream, Request]:
         """A host's request; the caller limits the time, and closes the stream, or the socket if this raises."""
         await _take_magic(sock)

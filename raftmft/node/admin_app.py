@@ -11,6 +11,7 @@ from raftmft.cluster.certificates import fingerprint_of_pem
 from raftmft.node.api import build
 from raftmft.node.api_audit import AuditApi
 from raftmft.node.api_bans import BansApi
+from raftmft.node.api_certs import CertsApi
 from raftmft.node.api_config import ConfigApi
 from raftmft.node.api_files import FilesApi, Placing
 from raftmft.node.api_joining import JoiningApi
@@ -34,6 +35,7 @@ def admin_app(node: Node) -> Starlette:
     operations = [
         *about.operations(),
         *MembersApi(state, epoch, node.stewards).operations(),
+        *CertsApi(state, epoch, node.renewal, node.stewards).operations(),
         *UsersApi(state, epoch).operations(),
         *SessionsApi(state, epoch).operations(),
         *BansApi(state, epoch).operations(),

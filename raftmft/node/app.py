@@ -39,6 +39,7 @@ from raftmft.cluster.keyring import KeyRing
 from raftmft.cluster.links import PeerLinks
 from raftmft.cluster.listener import PeerListener
 from raftmft.cluster.relay import PrefaceGuard, RelayDoor, relay
+from raftmft.cluster.renewing import settle
 from raftmft.cluster.repairer import Repairer
 from raftmft.cluster.replicator import Replicator
 from raftmft.core.commands import Checkpoint, ConfigSet, Publish
@@ -66,6 +67,7 @@ from raftmft.node.holders import Holders
 from raftmft.node.leader import LeaderDuties
 from raftmft.node.logins import Logins
 from raftmft.node.quorum import QuorumWatch
+from raftmft.node.renewal import Renewal
 from raftmft.node.roster import INTRODUCTION, Roster
 from raftmft.node.settings import Settings
 from raftmft.node.sockets import Listeners
@@ -89,6 +91,11 @@ HAND_OVER_LIMIT_S = 2.0
 RAFT = "raft"
 
 
+def now_ms() -> int:
+    """This host's clock."""
+    return time.time_ns() // 1_000_000
+
+
 class Node:
     """One node. `run` serves until `stop` is set, then drains for `drain_s` and leaves everything clean."""
 
@@ -99,6 +106,7 @@ class Node:
         seed = self.seed = data_dir.read_seed()
         self.me = seed.me
         self.measured = Load()
+        settle(data_dir.certificates)
         load_member(data_dir.certificates)
         self._make_raft()
         self._make_store()
@@ -154,14 +162,19 @@ class Node:
             KeyRing.load(self.data_dir.cluster_key), self.seed, self.state, self.links,
             (self.gossip.rekey, self.prefaces.rekey), leads=lambda: self.driver.status().role == "leader",
             execute=lambda command: self.epoch.execute(command))
+        door = JoinDoor(self.seed.cluster_id, files, {JOIN: self._admit})
+        self.contexts = (me.server, me.client, door.context)
         self.listener = PeerListener(me, self.roster.directory, on_control=self.links.serve, on_bulk=self.bulk.serve,
                                      on_relay=RelayDoor(self.prefaces, self._relayed).take,
-                                     join_door=JoinDoor(self.seed.cluster_id, files, {JOIN: self._admit}))
+                                     join_door=door)
 
     def _make_service(self) -> None:
         self.epoch = Epoch(self.driver, self.me)
         self.admitting = Admitting(self.state, self.epoch, self.data_dir.certificates,
-                                   self.keys.present, lambda: time.time_ns() // 1_000_000)
+                                   self.keys.present, now_ms)
+        self.renewal = Renewal(self.me, self.data_dir.certificates, self.state, self.epoch, self.keys.authority_key,
+                               self.contexts, now_ms)
+        self.renewal.warn_if_expired()
         self.address = Address(self.settings, self.roster, self.epoch)
         self.logins = Logins(self.state, self.epoch, self.me)
         self.chunks = Chunks(self.me, self.storage, self.replicator, self.fetcher, self.repairer, self.view.storing,
@@ -209,8 +222,8 @@ class Node:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.workers.run)
             await self.epoch.begin()
-            for part in (self.address.run, self.logins.run, self.files.run, self.repairer.run, self.watch.run,
-                         self.evictions.run):
+            for part in (self.address.run, self.renewal.run, self.logins.run, self.files.run, self.repairer.run,
+                         self.watch.run, self.evictions.run):
                 nursery.start_soon(part)
             nursery.start_soon(self.door.run, trio.socket.from_stdlib_socket(self.listeners.sftp))
             notify_systemd("READY=1")
