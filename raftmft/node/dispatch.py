@@ -9,6 +9,7 @@ from typing import Any
 from raftmft.core.commands import Logout
 from raftmft.core.errors import RaftmftError
 from raftmft.core.outcome import Code
+from raftmft.node import oplog
 from raftmft.node.chunks import Chunks
 from raftmft.node.epoch import Epoch
 from raftmft.node.files import Files
@@ -43,7 +44,11 @@ class Dispatch:
         operation = self._operations.get(op)
         if operation is None:
             raise RaftmftError(f"there is no operation {op[:40]!r}")
-        return await operation(worker, args)
+        if not oplog.is_told(op):
+            return await operation(worker, args)
+        session = args.get("session")
+        who = (worker.sessions.get(session, ""), worker.addresses.get(session, "")) if session else ("", "")
+        return await oplog.told(op, args, who, operation(worker, args))
 
     async def worker_gone(self, worker: Worker) -> None:
         """A worker crashed: its sessions end, what they checkpointed stays."""
@@ -83,6 +88,7 @@ class Dispatch:
 
     def _entered(self, worker: Worker, user: str, value: dict[str, Any], args: dict[str, Any]) -> dict[str, Any]:
         worker.sessions[int(value["session"])] = user
+        worker.addresses[int(value["session"])] = str(args["address"])
         worker.half_open.pop(int(args["connection"]), None)
         return value
 
@@ -96,6 +102,7 @@ class Dispatch:
 
     async def _end(self, worker: Worker, session: int, reason: str) -> None:
         worker.sessions.pop(session, None)
+        worker.addresses.pop(session, None)
         outcome = await self._epoch.execute(Logout(session, reason))
         if outcome.rejection is not None and outcome.rejection.code not in (Code.NO_SESSION, Code.STALE_EPOCH):
             log.warning("session %d: %s", session, outcome.rejection.text)

@@ -17,6 +17,7 @@ from raftmft import __version__
 from raftmft.core.commands import Command, Envelope, MemberBoot
 from raftmft.core.errors import NotApplied, OutcomeUnknown
 from raftmft.core.outcome import Code, Outcome
+from raftmft.node import oplog
 from raftmft.node.link import value_of
 from raftmft.raft.driver import RaftDriver
 from raftmft.raft.proposer import Proposer
@@ -64,6 +65,7 @@ class Epoch:
         if self._proposer is None:
             raise NotApplied("this node has not joined its cluster yet; try again in a moment")
         outcome = await self._proposer.execute(command, timeout_s=timeout_s)
+        oplog.committed(outcome.index)
         if outcome.rejection is not None and outcome.rejection.code == Code.STALE_EPOCH:
             self.over.set()
         return outcome

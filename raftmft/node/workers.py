@@ -41,6 +41,7 @@ class Worker:
                  door: trio.socket.SocketType) -> None:
         self.number, self.name, self.process, self.link, self.door = number, name, process, link, door
         self.sessions: dict[int, str] = {}
+        self.addresses: dict[int, str] = {}  # of the sessions' clients
         self.half_open: dict[int, tuple[str, float]] = {}
         self._handed_over = 0
         self.bytes_in = self.bytes_out = 0

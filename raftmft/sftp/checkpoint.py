@@ -129,8 +129,8 @@ class Checkpoints:
             return
         await upload.writer.sync()
         await upload.link.request("fs.checkpoint", {
-            "session": upload.session, "upload": upload.id, "size": size, "depth": manifest.depth,
-            "ids": manifest.ids, "placement": upload.placement})
+            **upload.told, "op": upload.begun_by, "size": size, "depth": manifest.depth, "ids": manifest.ids,
+            "placement": upload.placement})
         self._done = size
 
     # --- the prefix in the store -----------------------------------------------------------------

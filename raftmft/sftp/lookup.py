@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from raftmft.sftp import extended as x
-from raftmft.sftp import status
+from raftmft.sftp import opids, status
 from raftmft.sftp.attrs import FileAttrs, attrs_of, longname
 from raftmft.sftp.files import Directory, Session
 from raftmft.sftp.link import Link, Refused
@@ -37,8 +37,8 @@ class Lookup:
         self._link, self._session = link, session
 
     async def ask(self, operation: str, **args: Any) -> Any:
-        """The node's answer to a request of this session."""
-        return await self._link.request(operation, {"session": self._session.id, **args})
+        """The node's answer to a request of this session, asked for the operation that is being served."""
+        return await self._link.request(operation, {"session": self._session.id, "op": opids.present(), **args})
 
     async def look(self, path: Path, *, follow: bool = True) -> dict[str, Any]:
         """Where a path leads ("path"), and the "entry" published there, or the user's partial, or None."""

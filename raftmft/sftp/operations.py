@@ -24,6 +24,7 @@ from raftmft.sftp.files import MOST_HANDLES, Directory, Handles, ReadFile, Sessi
 from raftmft.sftp.link import Link, Refused
 from raftmft.sftp.lookup import Lookup
 from raftmft.sftp.names import Path, parse_path, path_bytes
+from raftmft.sftp.opids import OperationIds
 from raftmft.sftp.status import Answer
 from raftmft.sftp.upload import Upload
 
@@ -41,6 +42,7 @@ class Operations:
         self._handles = Handles(session)
         self._lookup = Lookup(link, session)
         self._ask = self._lookup.ask
+        self._ids = OperationIds()
 
     # --- without waiting -------------------------------------------------------------------------
     def at_once(self, request: p.Request) -> Buffers | None:
@@ -58,6 +60,7 @@ class Operations:
     # --- with waiting ----------------------------------------------------------------------------
     async def serve(self, request: p.Request) -> Buffers:
         """The reply. Raises trouble that status.py knows."""
+        self._ids.begin()
         match request:
             case p.Write():
                 await self._writable(request.handle).write(request.offset, request.data)
@@ -104,6 +107,7 @@ class Operations:
 
     async def end(self) -> None:
         """Everything that is still open ends without a CLOSE: uploads leave partials, reads tell how far they came."""
+        self._ids.end()
         ends = [self._let_go(handle) for handle in self._handles.take_all()]
         await asyncio.gather(*ends)
 
@@ -126,15 +130,15 @@ class Operations:
         begun = await self._ask(
             "fs.begin", path=list(path), create=bool(flags & p.FXF_CREAT), truncate=is_truncated,
             exclusive=bool(flags & p.FXF_CREAT and flags & p.FXF_EXCL), append=bool(flags & p.FXF_APPEND), mode=mode)
-        upload = self._begun(begun, is_append=bool(flags & p.FXF_APPEND), is_truncated=is_truncated)
+        upload = self._begun(begun, path, is_append=bool(flags & p.FXF_APPEND), is_truncated=is_truncated)
         return self._handles.add(WriteHandle(
             upload, readable=bool(flags & p.FXF_READ), writable=bool(flags & (p.FXF_WRITE | p.FXF_APPEND)),
             is_owner=True))
 
-    def _begun(self, begun: dict[str, Any], *, is_append: bool = False,
+    def _begun(self, begun: dict[str, Any], path: Path, *, is_append: bool = False,
                is_truncated: bool = False) -> Upload:
         upload = Upload(self._link, self._writer, self._reader, self._session.budget, self._session.id, begun,
-                        window=self._window, is_append=is_append, is_truncated=is_truncated)
+                        path=path, window=self._window, is_append=is_append, is_truncated=is_truncated)
         self._session.opened(upload)
         return upload
 
@@ -274,7 +278,7 @@ class Operations:
             raise Answer(status.FAILURE, f"File too large: at most {MAX_FILE_SIZE} bytes")
         begun = await self._ask("fs.begin", path=list(path), create=False, truncate=False, exclusive=False,
                                 append=False, mode=None)
-        upload = self._begun(begun)
+        upload = self._begun(begun, path)
         if not upload.file:
             # An unfinished upload is nobody's file yet: cutting it must not publish it.
             try:

@@ -23,12 +23,14 @@ from typing import Any
 from raftmft.core.errors import RaftmftError
 from raftmft.core.manifest import CHUNK_SIZE, MAX_FILE_SIZE, Manifest, chunk_count
 from raftmft.core.outcome import Code
+from raftmft.sftp import opids
 from raftmft.sftp.attrs import MODE_BITS, FileAttrs
 from raftmft.sftp.buffers import Budget, Prefix, Slot
 from raftmft.sftp.checkpoint import Checkpoints
 from raftmft.sftp.chunks import Buffer, ChunkWriter
 from raftmft.sftp.content import ChunkReader, Content, places_of
 from raftmft.sftp.link import Link, Refused
+from raftmft.sftp.names import Path
 from raftmft.sftp.seals import Seals, StreamDigest
 from raftmft.sftp.slots import SlotTable
 
@@ -45,8 +47,9 @@ class Upload:
     """One upload. Its methods are called by one session's engine, one at a time; checkpoints run beside them."""
 
     def __init__(self, link: Link, writer: ChunkWriter, reader: ChunkReader, budget: Budget, session: int,
-                 begun: dict[str, Any], *, window: int, is_append: bool, is_truncated: bool) -> None:
-        """`begun` is the node's answer to fs.begin."""
+                 begun: dict[str, Any], *, window: int, is_append: bool, is_truncated: bool, path: Path = ()) -> None:
+        """`begun` is the node's answer to fs.begin, `path` what was opened, for the log only: others may rename it."""
+        self._path, self.begun_by = list(path), opids.present()
         self.id, self.file = int(begun["upload"]), int(begun["file"])
         self.mode, self.session = int(begun["mode"]), session
         self.size, self.placement = int(begun["size"]), int(begun["placement"])
@@ -213,9 +216,15 @@ class Upload:
         """The same appending upload, with nothing appended, over another version of its file (`base`: see fs.base)."""
         begun = {**base, "upload": self.id, "file": self.file, "mode": self.mode}
         fresh = Upload(self.link, self.writer, self._reader, self._budget, self.session, begun,
-                       window=self._window, is_append=True, is_truncated=False)
+                       window=self._window, is_append=True, is_truncated=False, path=tuple(self._path))
         fresh.attrs, fresh.is_changed = self.attrs, True
         return fresh
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What every request about this upload says of it; outside of any operation it is of the one that began it."""
+        return {"session": self.session, "upload": self.id, "path": self._path,
+                "op": opids.present() or self.begun_by}
 
     # --- looking ---------------------------------------------------------------------------------
     async def read(self, offset: int, length: int) -> bytes:
@@ -252,15 +261,15 @@ class Upload:
         manifest = await self.table.manifest(self.size, zero_id, self.store_index)
         await asyncio.gather(self.writer.sync(), self.seals.acknowledged())
         await self.link.request("fs.publish", {
-            "session": self.session, "upload": self.id, "size": manifest.size, "depth": manifest.depth,
-            "ids": manifest.ids, "placement": self.placement, "attrs": self.attrs,
+            **self.told, "size": manifest.size, "depth": manifest.depth, "ids": manifest.ids,
+            "placement": self.placement, "attrs": self.attrs,
             "base": self._version if self.appended_from is not None else 0,
             "digest": self._copied_digest or self._digest.hex(chunk_count(self.size))})
 
     async def end(self, *, keep: bool) -> None:
         """The upload ends unpublished; nothing is raised. The state machine ends it anyway with its session."""
         try:
-            await self.link.request("fs.end", {"session": self.session, "upload": self.id, "keep": keep})
+            await self.link.request("fs.end", {**self.told, "keep": keep})
         except RaftmftError as trouble:
             log.debug("upload %d is ended with its session: %s", self.id, trouble)
 

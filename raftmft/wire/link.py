@@ -2,7 +2,8 @@
 
 Request [0, id, op, args], reply [1, id, status, value], notification [2, op, args]. Both sides may ask. `args` is a
 map with string keys; paths in it are lists of name bytes below the session's home. The operations are listed in
-`WORKER_OPERATIONS` (asked by a worker of its node) and `NODE_OPERATIONS` (asked by a node of its worker).
+`WORKER_OPERATIONS` (asked by a worker of its node) and `NODE_OPERATIONS` (asked by a node of its worker). In
+`args`, "op" is the id of the client's operation that the request is for, for the node's log only.
 """
 
 from __future__ import annotations

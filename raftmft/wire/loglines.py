@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from datetime import UTC, datetime
+from typing import Any
 
 from raftmft.core.names import one_line
 
@@ -12,7 +13,10 @@ MOST_EVENT_CHARS = 8192
 
 
 class LineFormatter(logging.Formatter):
-    """Text, or one JSON object, of exactly one line without raw control characters; `process` says who logs."""
+    """Text, or one JSON object, of exactly one line without raw control characters; `process` says who logs.
+
+    A record's `fields` (logging's `extra={"fields": {...}}`) become the object's members, or key=value after the event.
+    """
 
     def __init__(self, process: str, *, as_json: bool = False) -> None:
         super().__init__()
@@ -22,11 +26,24 @@ class LineFormatter(logging.Formatter):
         """The line, without its end."""
         time = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
         level, event = record.levelname.lower(), _safe(record.getMessage())
+        more = {key: _field(value) for key, value in getattr(record, "fields", {}).items()}
         exception = _safe(self.formatException(record.exc_info)) if record.exc_info else ""
         if self._as_json:
             fields = {"time": time, "level": level, "process": self._process, "logger": record.name, "event": event}
-            return json.dumps({**fields, "exception": exception} if exception else fields)
-        return f"{time} {level} {self._process} {record.name}: {event}{' | ' if exception else ''}{exception}"
+            return json.dumps({**fields, **({"exception": exception} if exception else {}), **{
+                key: value for key, value in more.items() if key not in fields}})
+        text = "".join([f" {key}={_quoted(value)}" for key, value in more.items()])
+        return f"{time} {level} {self._process} {record.name}: {event}{text}{' | ' if exception else ''}{exception}"
+
+
+def _field(value: Any) -> int | float | str:
+    return value if isinstance(value, int | float) else _safe(str(value))
+
+
+def _quoted(value: float | str) -> str:
+    """As it is if it could not be taken for more than one value, else as JSON has a string."""
+    is_plain = not isinstance(value, str) or (value and not any(c in value for c in ' "='))
+    return str(value) if is_plain else json.dumps(value, ensure_ascii=False)
 
 
 def _safe(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -30,3 +31,28 @@ def test_json_lines_parse_and_hold_no_secret(cluster: Cluster, tmp_path: Path) -
     for line in lines:
         assert set(json.loads(line)) >= {"time", "level", "process", "logger", "event"}, line
     assert cluster.about["users"][0]["password"].encode() not in log.read_bytes()
+
+
+def test_each_operation_has_one_line_with_its_id_and_raft_index(shared_cluster: Cluster, tmp_path: Path) -> None:
+    cluster, name = shared_cluster, shared_cluster.names[0]
+    (tmp_path / "f").write_bytes(b"x" * 3_000_000)
+    cluster.sftp(name, f"mkdir oplog\nput {tmp_path / 'f'} \"oplog/a b\"\nrename \"oplog/a b\" oplog/c\nrm oplog/c\n")
+
+    def lines() -> dict[str, str]:
+        texts = [log.read_text() for log in cluster.folder.glob("*.log")]
+        found = re.findall(r"info node raftmft\.operations: (.*/oplog\b.*)", "\n".join(texts))
+        assert len(found) == len(set(found))
+        return {line.split(" op=")[0]: line for line in found}
+
+    told = wait_for("all lines", lambda: len(found := lines()) >= 5 and found)
+    assert set(told) == {"mkdir", "open to write", "publish", "rename", "remove"}
+    indexes = {record["index"]: record["kind"] for record in cluster.audit("--limit", "200")}
+    kinds = {"mkdir": "mkdir", "publish": "publish", "rename": "rename", "remove": "remove"}
+    for event, line in told.items():
+        fields = re.fullmatch(
+            rf"{event} op=([0-9a-f]+\.\d+) session=\d+ user=demo address=127\.0\.0\.1:\d+ path=.* index=(\d+) "
+            r"outcome=ok ms=[0-9.]+", line)
+        assert fields, line
+        if event in kinds:
+            assert indexes[int(fields[2])] == kinds[event], line
+    assert 'path="/oplog/a b"' in told["publish"] and "target=/oplog/c" in told["rename"]

@@ -73,6 +73,7 @@ class FakeNode:
         self.folder, self.window_chunks, self.login_timeout_s = folder, window_chunks, login_timeout_s
         self.log: list[tuple[str, dict[str, Any]]] = []
         self.notes: list[tuple[str, dict[str, Any]]] = []
+        self.op_ids: list[tuple[str, str]] = []
         self.trouble: dict[str, tuple[str, Any]] = {}
         self.gates: dict[str, asyncio.Event] = {}
         self.files: dict[str, dict[Key, File]] = {
@@ -214,6 +215,11 @@ class FakeNode:
                 elif isinstance(message, wire.Reply):
                     self._answers.pop(message.id).set_result((message.status, message.value))
                 else:
+                    # What is only for the node's log stands apart: no operation depends on it.
+                    if "op" in message.args:
+                        self.op_ids.append((message.op, message.args.pop("op")))
+                    if message.op in ("fs.publish", "fs.end", "fs.checkpoint"):
+                        del message.args["path"]
                     self.log.append((message.op, message.args))
                     self._spawn(self._answer(message))
 
