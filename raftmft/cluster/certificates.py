@@ -20,7 +20,7 @@ from pathlib import Path
 
 from blake3 import blake3
 from cryptography import x509
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -198,6 +198,25 @@ def server_context(files: CertificateFiles) -> ssl.SSLContext:
 def client_context(files: CertificateFiles) -> ssl.SSLContext:
     """TLS for links that we open to peers. Host names are not checked: identity is the fingerprint."""
     return _harden(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), files)
+
+
+def sign(key: bytes, data: bytes) -> bytes:
+    """`data` signed with a member's private key (PEM): ECDSA over SHA-256, DER."""
+    return _load_key(key).sign(data, ec.ECDSA(hashes.SHA256()))
+
+
+def is_signed_by(certificate: bytes, authority: bytes, data: bytes, signature: bytes) -> bool:
+    """Whether `data` was signed with the key of a certificate (PEM) which that authority (PEM) issued, whenever."""
+    try:
+        loaded = x509.load_pem_x509_certificate(certificate)
+        loaded.verify_directly_issued_by(x509.load_pem_x509_certificate(authority))
+        public_key = loaded.public_key()
+        if not isinstance(public_key, ec.EllipticCurvePublicKey):
+            return False
+        public_key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
+        return True
+    except (ValueError, TypeError, InvalidSignature):
+        return False
 
 
 def seal(cluster_key: bytes, name: str, plaintext: bytes) -> bytes:

@@ -26,7 +26,7 @@ from raftmft.core.addresses import address_of
 from raftmft.core.errors import ConfigError, NodeUnreachable, NoQuorum, NotApplied, OutcomeUnknown, RaftmftError
 from raftmft.wire import frames, joining
 from raftmft.wire.frames import FrameError
-from raftmft.wire.joining import Admitted, Greeting, JoinRequest
+from raftmft.wire.joining import Admitted, Greeting, JoinRequest, RenewRequest
 from raftmft.wire.token import JoinToken
 
 MOST_ANSWERING = 8
@@ -96,7 +96,7 @@ class JoinDoor:
             return joining.REFUSED, str(trouble)
 
 
-async def ask_to_join(token: JoinToken, request: Callable[[], JoinRequest], first: str | None = None, *,
+async def ask_to_join(token: JoinToken, request: Callable[[], JoinRequest | RenewRequest], first: str | None = None, *,
                       clock_ms: Callable[[], int] | None = None, limit_s: float = JOIN_LIMIT_S
                       ) -> tuple[Admitted, bytes]:
     """(admission, the CA's certificate). Asks at each address in turn, and again while an election may be under way.
@@ -143,7 +143,7 @@ class _Lost(Exception):
     """The request was sent and no answer came."""
 
 
-async def _ask(token: JoinToken, address: str, request: Callable[[], JoinRequest],
+async def _ask(token: JoinToken, address: str, request: Callable[[], JoinRequest | RenewRequest],
                clock_ms: Callable[[], int]) -> tuple[str, Admitted | str, bytes]:
     opened = await trio.open_tcp_stream(*address_of(address))
     await opened.send_all(joining.MAGIC)
@@ -158,7 +158,9 @@ async def _ask(token: JoinToken, address: str, request: Callable[[], JoinRequest
         greeting = joining.decode_greeting(await _read_frame(stream))
         check_member(token, greeting, stream.peer_certificate(), address, clock_ms())
         sent = True
-        await stream.send_all(joining.encode_request(joining.JOIN, request()))
+        asked = request()
+        kind = joining.RENEW if isinstance(asked, RenewRequest) else joining.JOIN
+        await stream.send_all(joining.encode_request(kind, asked))
         status, value = joining.decode_answer(await _read_frame(stream))
         return status, value, greeting.authority
     except (trio.BrokenResourceError, OSError):

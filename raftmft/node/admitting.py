@@ -7,13 +7,22 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from raftmft.cluster.certificates import CertificateFiles, Issued, expires_at, fingerprint_of_pem, sign_member, unseal
+from raftmft.cluster.certificates import (
+    CertificateFiles,
+    Issued,
+    expires_at,
+    fingerprint_of_pem,
+    is_signed_by,
+    sign_member,
+    unseal,
+)
 from raftmft.cluster.joining import check_clock
-from raftmft.core.commands import MemberAdmit, MemberSpec
+from raftmft.core.commands import CertAdd, MemberAdmit, MemberSpec
+from raftmft.core.errors import RaftmftError
 from raftmft.node.epoch import Epoch
 from raftmft.node.genesis import AUTHORITY_KEY
 from raftmft.node.state import ReplicatedState
-from raftmft.wire.joining import Admitted, decode_join
+from raftmft.wire.joining import Admitted, decode_join, decode_renew, statement
 from raftmft.wire.token import hash_of
 
 _SPEC = ("id", "name", "host", "peer_port", "gossip_port", "sftp_port", "fingerprint", "mode", "weight")
@@ -45,10 +54,36 @@ class Admitting:
         admitted = await self._epoch.value(MemberAdmit(
             hash_of(request.secret), hashlib.sha256(request.public_key).hexdigest(), spec,
             int(expires_at(certificate).timestamp() * 1000)))
+        return self._all(admitted["member"], admitted["mode"], certificate)
+
+    async def renew(self, table: dict[str, Any]) -> Admitted:
+        """Another certificate for a member whose own has expired, so that it can link with nobody. It must be listed
+        still, and the request signed with its key. Raises RaftmftError, FrameError.
+        """
+        request = decode_renew(table)
+        check_clock(request.clock_ms, self._clock_ms(), "this cluster")
+        await self._epoch.barrier()
+        machine, authority = self._state.machine, self._files.authority.read_bytes()
+        said = statement(machine.settings.cluster_id, request.member, request.public_key, request.clock_ms)
+        if not is_signed_by(request.certificate, authority, said, request.signature):
+            raise RaftmftError("the renewal is not signed by the key of a certificate of this cluster")
+        listed = machine.certificates.listed().get(fingerprint_of_pem(request.certificate))
+        member = machine.members.get(request.member)
+        if listed != request.member or member is None:
+            raise RaftmftError("the certificate was revoked or retired, or its member removed: remove the member and "
+                               "let the host join again")
+        issuer = Issued(authority, unseal(self._cluster_key(), AUTHORITY_KEY, machine.settings.sealed_ca_key))
+        certificate = sign_member(issuer, member.id, request.public_key)
+        await self._epoch.value(CertAdd(member.id, fingerprint_of_pem(certificate),
+                                        int(expires_at(certificate).timestamp() * 1000)))
+        return self._all(member.id, member.mode, certificate)
+
+    def _all(self, member: str, mode: str, certificate: bytes) -> Admitted:
+        settings = self._state.machine.settings
         members = [{name: value for name, value in asdict(row).items() if name in _SPEC}
                    for row in self._state.machine.members.list()]
         # The key and what it sealed are read here together: it may have been changed since it signed above.
         return Admitted(
-            admitted["member"], admitted["mode"], settings.cluster, settings.cluster_id, settings.replicas, certificate,
+            member, mode, settings.cluster, settings.cluster_id, settings.replicas, certificate,
             settings.key, self._cluster_key(), settings.host_public_key, settings.sealed_host_key,
             settings.sealed_ca_key, members)

@@ -42,6 +42,7 @@ from raftmft.cluster.relay import PrefaceGuard, RelayDoor, relay
 from raftmft.cluster.renewing import settle
 from raftmft.cluster.repairer import Repairer
 from raftmft.cluster.replicator import Replicator
+from raftmft.core.addresses import address_text
 from raftmft.core.commands import Checkpoint, ConfigSet, Publish
 from raftmft.core.errors import ConfigError, RaftmftError
 from raftmft.core.machine import Entry
@@ -80,7 +81,7 @@ from raftmft.raft.driver import RaftDriver
 from raftmft.raft.journal import Journal
 from raftmft.raft.replica import Replica
 from raftmft.store.disk import SegmentStore
-from raftmft.wire.joining import JOIN, Admitted
+from raftmft.wire.joining import JOIN, RENEW, Admitted
 from raftmft.wire.preface import Preface
 
 log = logging.getLogger(__name__)
@@ -162,7 +163,7 @@ class Node:
             KeyRing.load(self.data_dir.cluster_key), self.seed, self.state, self.links,
             (self.gossip.rekey, self.prefaces.rekey), leads=lambda: self.driver.status().role == "leader",
             execute=lambda command: self.epoch.execute(command))
-        door = JoinDoor(self.seed.cluster_id, files, {JOIN: self._admit})
+        door = JoinDoor(self.seed.cluster_id, files, {JOIN: self._admit, RENEW: self._renew})
         self.contexts = (me.server, me.client, door.context)
         self.listener = PeerListener(me, self.roster.directory, on_control=self.links.serve, on_bulk=self.bulk.serve,
                                      on_relay=RelayDoor(self.prefaces, self._relayed).take,
@@ -174,7 +175,6 @@ class Node:
                                    self.keys.present, now_ms)
         self.renewal = Renewal(self.me, self.data_dir.certificates, self.state, self.epoch, self.keys.authority_key,
                                self.contexts, now_ms)
-        self.renewal.warn_if_expired()
         self.address = Address(self.settings, self.roster, self.epoch)
         self.logins = Logins(self.state, self.epoch, self.me)
         self.chunks = Chunks(self.me, self.storage, self.replicator, self.fetcher, self.repairer, self.view.storing,
@@ -198,7 +198,8 @@ class Node:
         """Serves until `stop`; raises what took a part down. On return all is on disk and marked clean."""
         async with trio.open_nursery() as nursery:
             for part in (self.holdings.run, self.links.run, self.pool.run, self.replicator.run, self.driver.run,
-                         self._gossip, self.duties.run, self.keys.run, self._report_load, self._serve_admin):
+                         self._gossip, self.duties.run, self.keys.run, self._renew_if_expired, self._report_load,
+                         self._serve_admin):
                 nursery.start_soon(part)
             nursery.start_soon(self.listener.serve, self.listeners.peer)
             nursery.start_soon(self._serve_clients)
@@ -319,6 +320,13 @@ class Node:
 
     async def _admit(self, table: dict[str, Any]) -> Admitted:
         return await self.admitting.join(table)
+
+    async def _renew(self, table: dict[str, Any]) -> Admitted:
+        return await self.admitting.renew(table)
+
+    async def _renew_if_expired(self) -> None:
+        await self.renewal.run_expired(self.seed.cluster_id, lambda: [
+            address_text(*address) for member, address in self.roster.peer_addresses().items() if member != self.me])
 
     def _greet(self, worker: Worker) -> dict[str, Any]:
         return {"member": self.me, "name": self.settings.name, "host_key": self.keys.host_key(),

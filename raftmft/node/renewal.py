@@ -13,19 +13,32 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from raftmft.cluster.certificates import CertificateFiles, Issued, expires_at, issue_member
+from raftmft.cluster.certificates import (
+    CertificateFiles,
+    Issued,
+    expires_at,
+    fingerprint_of_pem,
+    issue_member,
+    load_member,
+    make_key,
+    public_key_of,
+    sign,
+)
+from raftmft.cluster.joining import ask_to_join
 from raftmft.cluster.renewing import is_due, prepare, take, utc
 from raftmft.core.commands import CertAdd, CertRetire
 from raftmft.core.errors import NotApplied, OutcomeUnknown, RaftmftError
 from raftmft.node.epoch import Epoch
 from raftmft.node.state import ReplicatedState
+from raftmft.wire.joining import RenewRequest, statement
+from raftmft.wire.token import SECRET_BYTES, JoinToken
 
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 60.0
 RETRY_S = 5.0
 EXPIRED_LINE = ("the certificate of this member has expired (%s): links to other members are refused. Is this host's "
-                "clock right? Otherwise remove the member and let it join again")
+                "clock right? The other members are asked for another one")
 
 
 class Renewal:
@@ -62,6 +75,40 @@ class Renewal:
         log.error(EXPIRED_LINE, until.isoformat())
         return True
 
+    async def run_expired(self, cluster_id: str, addresses: Callable[[], Sequence[str]]) -> None:
+        """If the certificate is over, has it renewed through the door for hosts that cannot link, however long that
+        takes; returns when there is nothing to do. `addresses` gives the other members' HOST:PEERPORT.
+        """
+        while self.warn_if_expired():
+            try:
+                await self._renew_by_door(cluster_id, addresses())
+                return
+            except (RaftmftError, OSError) as trouble:
+                log.error("the expired certificate is not renewed yet: %s", trouble)
+            await trio.sleep(RETRY_S)
+
+    async def _renew_by_door(self, cluster_id: str, addresses: Sequence[str]) -> None:
+        old, key = load_member(self._files), make_key()
+        public_key = public_key_of(key)
+        authority = fingerprint_of_pem(self._files.authority.read_bytes())
+
+        def request() -> RenewRequest:
+            at = self._clock_ms()
+            said = statement(cluster_id, self._me, public_key, at)
+            return RenewRequest(self._me, old.certificate, public_key, at, sign(old.key, said))
+
+        token = JoinToken(cluster_id, authority, bytes(SECRET_BYTES), 0, tuple(addresses))
+        answer, _ = await ask_to_join(token, request, clock_ms=self._clock_ms)
+        issued = Issued(answer.certificate, key)
+        await trio.to_thread.run_sync(prepare, self._files, issued)
+        await trio.to_thread.run_sync(take, self._files)
+        self._load()
+        log.info("this member's expired certificate is renewed: %s", issued.fingerprint[:16])
+
+    def _load(self) -> None:
+        for context in self._contexts:
+            context.load_cert_chain(self._files.certificate, self._files.key)
+
     async def renew(self) -> str:
         """Another key and certificate are in use; gives the fingerprint. RaftmftError or OSError: the old ones are.
 
@@ -73,8 +120,7 @@ class Renewal:
             await trio.to_thread.run_sync(prepare, self._files, issued)
             await self._add(issued.certificate, issued.fingerprint)
             await trio.to_thread.run_sync(take, self._files)
-            for context in self._contexts:
-                context.load_cert_chain(self._files.certificate, self._files.key)
+            self._load()
             log.info("this member's certificate is renewed: %s until %s", issued.fingerprint[:16],
                      expires_at(issued.certificate).isoformat())
             await self._retire_others()

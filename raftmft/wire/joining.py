@@ -1,7 +1,7 @@
 """What a host that is no member yet and a member say to each other behind MAGIC, inside server-authenticated TLS.
 
     member  Greeting   protocol, cluster id, the CA's certificate (PEM), the member's clock
-    host    request    [kind, {...}]: "join" so far
+    host    request    [kind, {...}]: "join", or "renew" by a member whose certificate has expired
     member  answer     [status, value]: OK with what the kind gives, or a line with REFUSED, NO_QUORUM, UNKNOWN
 
 Each is one frame of at most LIMIT bytes. Decoders raise FrameError on whatever does not fit, and quote nothing.
@@ -19,7 +19,7 @@ MAGIC = b"\x8aRMFTJ1\n"
 VERSION = 1
 LIMIT = 64 << 10
 TEXT_LIMIT = 400
-JOIN = "join"
+JOIN, RENEW = "join", "renew"
 OK, REFUSED, NO_QUORUM, UNKNOWN = "ok", "refused", "no-quorum", "unknown"
 _TYPES = {"str": str, "int": int, "bytes": bytes, "list[dict[str, Any]]": list}
 
@@ -46,6 +46,19 @@ class JoinRequest:
     sftp_port: int
     public_key: bytes
     clock_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class RenewRequest:
+    """A member asks for a certificate (PEM) of a new public key (PEM) in place of one that has expired. `signature` is
+    of `statement` by the old one's key.
+    """
+
+    member: str
+    certificate: bytes
+    public_key: bytes
+    clock_ms: int
+    signature: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +92,12 @@ def decode_greeting(value: Any) -> Greeting:
     return _fill(Greeting, value)
 
 
-def encode_request(kind: str, request: JoinRequest) -> bytes:
+def statement(cluster_id: str, member: str, public_key: bytes, clock_ms: int) -> bytes:
+    """What the old key signs. Said again by somebody else it only certifies the same new key."""
+    return b"raftmft renew v1\0" + frames.encode([cluster_id, member, public_key, clock_ms])
+
+
+def encode_request(kind: str, request: JoinRequest | RenewRequest) -> bytes:
     """One frame."""
     return frames.encode([kind, asdict(request)])
 
@@ -94,6 +112,11 @@ def decode_request(value: Any) -> tuple[str, dict[str, Any]]:
 def decode_join(table: dict[str, Any]) -> JoinRequest:
     """The fields of a JOIN request."""
     return _fill(JoinRequest, table)
+
+
+def decode_renew(table: dict[str, Any]) -> RenewRequest:
+    """The fields of a RENEW request."""
+    return _fill(RenewRequest, table)
 
 
 def encode_answer(status: str, value: Admitted | str) -> bytes:
