@@ -29,6 +29,7 @@ COMMANDS = {
     "file": ("raftmft.cli.file", "file", "Show where a file's chunks are."),
     "config": ("raftmft.cli.config", "config", "Show and set cluster-wide options."),
     "audit": ("raftmft.cli.audit", "audit", "Ask who transferred what."),
+    "key": ("raftmft.cli.key", "key", "Export the cluster key, for disaster recovery."),
     "admin-token": ("raftmft.cli.admin_token", "admin_token", "Manage tokens for the admin API."),
     "completion": ("raftmft.cli.completion", "completion", "Print a shell's completion script."),
     "version": ("raftmft.cli.version", "version", "Show the version."),

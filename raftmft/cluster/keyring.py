@@ -67,7 +67,7 @@ class KeyRing:
     @classmethod
     def make(cls, path: Path, key: bytes, name: str = FIRST) -> KeyRing:
         """Writes a ring of one key in force. ValueError if it is not the key of this name."""
-        _check(name, key)
+        check_key(name, key)
         ring = cls(path, ())
         ring._replace([RingKey(name, NO_BASE, key)])
         return ring
@@ -101,9 +101,13 @@ class KeyRing:
         """The names of all keys held."""
         return list(self._keys)
 
+    def keys(self) -> tuple[RingKey, ...]:
+        """All keys held, the oldest first."""
+        return tuple(self._keys.values())
+
     def offer(self, name: str, base: str, key: bytes) -> None:
         """Keeps a key that shall replace `base`. ValueError if it is no such key."""
-        _check(name, key)
+        check_key(name, key)
         if name == FIRST or base not in self._keys:
             raise ValueError("the key that this one replaces is not in force here")
         if name in self._keys:
@@ -121,7 +125,7 @@ class KeyRing:
 
     def fetched(self, name: str, key: bytes) -> None:
         """Another member gave the key in force, which this one lacked. ValueError if it is not the key of this name."""
-        _check(name, key)
+        check_key(name, key)
         if name not in self._keys:
             self._replace([*self._keys.values(), RingKey(name, NO_BASE, key)])
 
@@ -131,7 +135,8 @@ class KeyRing:
         self._keys = {key.name: key for key in keys}
 
 
-def _check(name: str, key: bytes) -> None:
+def check_key(name: str, key: bytes) -> None:
+    """ValueError if `key` is not the cluster key of this name."""
     if len(key) != CLUSTER_KEY_SIZE or (name != FIRST and name != name_of(key)):
         raise ValueError("this is not the cluster key of that name")
 
@@ -150,7 +155,7 @@ def _decode(path: Path, data: bytes) -> list[RingKey]:
     try:
         keys = [RingKey(name, base, key) for name, base, key in unpack(body)]
         for key in keys:
-            _check(key.name, key.key)
+            check_key(key.name, key.key)
     except (FrameError, ValueError, TypeError):
         raise damaged from None
     return keys
