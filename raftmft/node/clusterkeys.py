@@ -165,7 +165,10 @@ class ClusterKeys:
             raise ValueError("a key is offered by names and bytes")
         if base != self._state.machine.settings.key:
             raise ValueError("the key that this one replaces is not in force here")
-        self._ring.offer(name, base, key)
+        try:
+            self._ring.offer(name, base, key)
+        except OSError as error:  # as it was: the leader asks again, and goes by those who have the key on disk
+            raise RaftmftError(f"the key cannot be stored here: {error.strerror or error}") from None
         return {}
 
     async def _asked(self, member: str, args: dict[str, Any]) -> dict[str, Any]:
