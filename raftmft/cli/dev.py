@@ -67,12 +67,14 @@ def dev(nodes: int, folder: str, workers: int, replicas: int) -> int:
 
 
 class _Stop:
-    """Becomes wanted at SIGTERM or SIGINT."""
+    """Becomes wanted at SIGTERM or SIGINT, and at SIGHUP: the nodes do not end with a terminal by themselves."""
 
     def __init__(self) -> None:
         self.wanted = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._want)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup means that it goes on
+            signal.signal(signal.SIGHUP, self._want)
 
     def _want(self, *_: Any) -> None:
         self.wanted = True

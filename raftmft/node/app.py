@@ -100,8 +100,8 @@ def now_ms() -> int:
 class Node:
     """One node. `run` serves until `stop` is set, then drains for `drain_s` and leaves everything clean."""
 
-    def __init__(self, data_dir: DataDir, settings: Settings, listeners: Listeners) -> None:
-        self.data_dir, self.settings, self.listeners = data_dir, settings, listeners
+    def __init__(self, data_dir: DataDir, settings: Settings, listeners: Listeners, log_fd: int | None = None) -> None:
+        self.data_dir, self.settings, self.listeners, self._log_fd = data_dir, settings, listeners, log_fd
         self.stop, self.removed = trio.Event(), trio.Event()
         self.drain_s = float(settings.drain_timeout_s)
         seed = self.seed = data_dir.read_seed()
@@ -183,7 +183,8 @@ class Node:
         self.dispatch = Dispatch(self.epoch, self.logins, self.files, self.chunks, self._greet)
         self.workers = Workers(self.settings.worker_count, self.dispatch.handle, self._worker_gone,
                                lambda start: f"worker{self.run_name}x{start}",
-                               ("--log-level", self.settings.log_level, "--log-format", self.settings.log_format))
+                               ("--log-level", self.settings.log_level, "--log-format", self.settings.log_format),
+                               self._log_fd)
         self.door = FrontDoor(self.me, self.workers, StateRules(self.state), self.view.choose, self._relay)
         self.evictions = Evictions(self.workers, self.door.cut)
         self.state.subscribe(self.evictions.applied)

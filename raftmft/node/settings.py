@@ -19,7 +19,8 @@ MIB = 1 << 20
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What stands in raftmft.toml. `listen` is the address the SFTP, peer and gossip ports are bound to; the admin
-    port is bound to `admin_listen`, loopback by default. workers = 0 means one for each core.
+    port is bound to `admin_listen`, loopback by default. workers = 0 means one for each core. log_file = ""
+    means standard error; a relative path is below the data directory.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Settings:
     drain_timeout_s: int = 20
     log_level: str = "info"
     log_format: str = "text"
+    log_file: str = ""
 
     @property
     def worker_count(self) -> int:

@@ -29,6 +29,7 @@ STEADY_AFTER_S = 10.0
 LEAST_LIMIT_S = 1.0
 """The time to log in that is left to a connection in any case once a worker has it."""
 FORGOTTEN_AFTER_S = 10.0
+DOOR_LIMIT_S = 5.0
 Handler = Callable[["Worker", str, dict[str, Any]], Awaitable[Any]]
 
 
@@ -44,6 +45,7 @@ class Worker:
         self.addresses: dict[int, str] = {}  # of the sessions' clients
         self.half_open: dict[int, tuple[str, float]] = {}
         self._handed_over = 0
+        self._at_door = trio.Lock()  # two that wait for room in one socket are an error to trio
         self.bytes_in = self.bytes_out = 0
 
     @property
@@ -72,16 +74,26 @@ class Worker:
         self.half_open[number] = (address, deadline)
         is_taken = False
         try:
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, connection.fileno().to_bytes(4, sys.byteorder))]
-            with trio.fail_after(5):
-                await self.door.sendmsg([message], rights)
+            await self._pass(message, connection.fileno())
             is_taken = True
-        except trio.TooSlowError:
-            raise OSError("the worker does not take connections") from None
         finally:
             if not is_taken:
                 self.half_open.pop(number, None)
             connection.close()
+
+    async def write_to(self, log_fd: int) -> None:
+        """The worker's log lines go to this open file from now on. OSError if the worker is gone or does not listen."""
+        await self._pass(msgpack.packb({"log": True}), log_fd)
+
+    async def _pass(self, message: bytes, fd: int) -> None:
+        """Sends a message with one descriptor. Cancelled: it was not sent."""
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fd.to_bytes(4, sys.byteorder))]
+        try:
+            with trio.fail_after(DOOR_LIMIT_S):
+                async with self._at_door:
+                    await self.door.sendmsg([message], rights)
+        except trio.TooSlowError:
+            raise OSError("the worker takes nothing from its door") from None
 
     async def kill_half_open(self, numbers: list[int], reason: str) -> None:
         """Ends these connections if they have not logged in."""
@@ -97,9 +109,10 @@ class Workers:
     """Keeps `count` workers running. `live` holds those that said hello."""
 
     def __init__(self, count: int, handler: Handler, on_gone: Callable[[Worker], Awaitable[None]],
-                 name_of: Callable[[int], str], options: tuple[str, ...] = ()) -> None:
+                 name_of: Callable[[int], str], options: tuple[str, ...] = (), log_fd: int | None = None) -> None:
         self._count, self._handler, self._on_gone, self._name_of = count, handler, on_gone, name_of
-        self._options = options
+        self._options, self._log_fd = options, log_fd
+        self._started: set[Worker] = set()
         self._stopping = False
         self._starts = 0
         self.live: dict[int, Worker] = {}
@@ -128,6 +141,19 @@ class Workers:
             async with trio.open_nursery() as nursery:
                 for worker in list(self.live.values()):
                     nursery.start_soon(one, worker)
+
+    async def log_reopened(self) -> None:
+        """Hands the log file, which was opened again, to every worker; one that does not take it is told of."""
+        async def one(worker: Worker, fd: int) -> None:
+            try:
+                await worker.write_to(fd)
+            except (OSError, trio.ClosedResourceError) as trouble:
+                log.warning("worker %d goes on with the log file from before: %s", worker.number, trouble)
+
+        if self._log_fd is not None:
+            async with trio.open_nursery() as nursery:
+                for worker in self._started:
+                    nursery.start_soon(one, worker, self._log_fd)
 
     async def kill_session(self, session: int, reason: str) -> bool:
         """Ends one session wherever it is here. False if no worker has it."""
@@ -170,7 +196,8 @@ class Workers:
             process = subprocess.Popen(
                 [sys.executable, "-m", "raftmft.sftp.worker", "--link-fd", str(link_there.fileno()),
                  "--door-fd", str(door_there.fileno()), *self._options],
-                pass_fds=(link_there.fileno(), door_there.fileno()), stdin=subprocess.DEVNULL)
+                pass_fds=(link_there.fileno(), door_there.fileno()), stdin=subprocess.DEVNULL,
+                stderr=self._log_fd)
         except BaseException:
             link_here.close()
             door_here.close()
@@ -187,9 +214,11 @@ class Workers:
                 self.live[number] = worker
             return await self._handler(worker, op, args)
 
+        self._started.add(worker)
         try:
             await link.run(handle)
         finally:
+            self._started.discard(worker)
             self.live.pop(number, None)
             worker.door.close()
             _end(process)

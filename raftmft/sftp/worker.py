@@ -1,9 +1,10 @@
 """The session worker process: `python -m raftmft.sftp.worker --link-fd N --door-fd M`, started by its node only.
 
-It takes accepted connections through the door (SEQPACKET, one descriptor a message) and asks its node over the link.
-It never outlives its node: the kernel kills it when the node's starting thread dies, and it ends at the link's EOF. It
-ignores SIGTERM and SIGINT, which are for the node. It ends at once, without any cleaning up, when the disk fails: what
-was not acknowledged is not promised.
+It takes accepted connections through the door (SEQPACKET, one descriptor a message), and the log file when that was
+opened again, which is its standard error from then on. It asks its node over the link. It never outlives its node: the
+kernel kills it when the node's starting thread dies, and it ends at the link's EOF. It ignores SIGTERM, SIGINT and
+SIGHUP, which are for the node. It ends at once, without any cleaning up, when the disk fails: what was not acknowledged
+is not promised.
 """
 
 from __future__ import annotations
@@ -86,12 +87,20 @@ class Worker:
             os.close(extra)
         if not fds:
             return
+        try:
+            message = unpack(body)
+        except FrameError:
+            message = None  # said below
+        if message == {"log": True}:
+            os.dup2(fds[0], 2)
+            os.close(fds[0])
+            log.info("lines go to the log file that was opened again")
+            return
         connection = socket.socket(fileno=fds[0])
         self._rooms.handed_over += 1
         try:
-            message = unpack(body)
             client = Client(str(message["address"]), int(message["connection"]), float(message["limit_s"]))
-        except (FrameError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             log.error("a message at the door makes no sense (%s)", type(error).__name__)
             connection.close()
             return
@@ -155,7 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--log-level", default="info")
     parser.add_argument("--log-format", default="text")
     options = parser.parse_args(arguments)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter(f"worker[{os.getpid()}]", as_json=options.log_format == "json"))

@@ -56,3 +56,32 @@ def test_each_operation_has_one_line_with_its_id_and_raft_index(shared_cluster: 
         if event in kinds:
             assert indexes[int(fields[2])] == kinds[event], line
     assert 'path="/oplog/a b"' in told["publish"] and "target=/oplog/c" in told["rename"]
+
+
+def test_sighup_opens_the_log_file_again_in_node_and_worker(cluster: Cluster, tmp_path: Path) -> None:
+    name = cluster.names[0]
+    data_dir, started_with = Path(cluster.node(name)["data_dir"]), cluster.pid(name)
+    os.kill(started_with, signal.SIGHUP)  # no log_file: it changes nothing
+    cluster.sftp(name, "mkdir before\n")
+    assert cluster.pid(name) == started_with
+    cluster.kill(name)
+    settings = data_dir / "raftmft.toml"
+    settings.write_text(settings.read_text().replace('log_file = ""', 'log_file = "node.log"'))
+    cluster.restart(name)
+    cluster.wait_ready(name)
+    pid, log, old = cluster.pid(name), data_dir / "node.log", data_dir / "node.log.1"
+    (worker,) = workers_of(pid)
+    assert log.stat().st_mode & 0o777 == 0o600 and log.stat().st_size
+    log.rename(old)
+    os.kill(pid, signal.SIGHUP)
+    wait_for("the worker's word", lambda: log.exists() and f"worker[{worker}]" in log.read_text())
+    wait_for("the node's word", lambda: " node raftmft.node.process: SIGHUP" in log.read_text())
+    assert log.stat().st_mode & 0o777 == 0o600
+    size = old.stat().st_size
+    os.kill(worker, signal.SIGKILL)
+    wait_for("another worker", lambda: workers_of(pid) not in ([], [worker]))
+    (other,) = workers_of(pid)
+    assert Path(f"/proc/{other}/fd/2").resolve() == log, "a worker that starts later has the new file"
+    wait_for("the node to tell", lambda: "starting another" in log.read_text())
+    assert old.stat().st_size == size and cluster.pid(name) == pid
+    cluster.sftp(name, "mkdir after\n")

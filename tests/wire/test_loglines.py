@@ -36,3 +36,23 @@ def test_a_name_cannot_forge_a_line_and_lines_are_bounded():
     line = LineFormatter("node").format(record("a\n2026-01-01T00:00:00.000Z error node x: forged\x1b[2J"))
     assert "\n" not in line and "\\u000a2026" in line and "\x1b" not in line
     assert len(LineFormatter("node").format(record("x" * 100_000))) < MOST_EVENT_CHARS + 200
+
+
+@given(st.text(st.characters(), max_size=30), st.text(st.characters(), max_size=30))
+def test_fields_are_members_of_the_object_and_never_take_the_place_of_its_own(text, other):
+    fields = {"path": text, "time": other, "index": 12}
+    entry = record("x")
+    entry.fields = fields
+    line = LineFormatter("node", as_json=True).format(entry)
+    found = json.loads(line)
+    assert found["index"] == 12 and found["process"] == "node" and found["time"].endswith("Z") and "path" in found
+    entry.fields = {"path": text, "target": other, "outcome": "ok"}
+    line = LineFormatter("node").format(entry)
+    assert not any(ord(c) < 32 for c in line)
+
+
+def test_a_name_cannot_forge_a_field():
+    entry = record("x")
+    entry.fields = {"path": '/a outcome=ok "', "empty": "", "ms": 0.5}
+    line = LineFormatter("node").format(entry)
+    assert line.endswith(r'path="/a outcome=ok \"" empty="" ms=0.5')
