@@ -23,7 +23,7 @@ from raftmft.core.manifest import ID_SIZE, Manifest, split_ids
 OPERATION = "chunks.durable"
 MOST_IDS = 1024
 """Ids in one request."""
-ASK_LIMIT_S = 5.0
+ASK_LIMIT_S = 2.0
 COPIES_MAX = 4
 """Chunks copied at once."""
 
@@ -73,13 +73,20 @@ class Coverage:
                 nursery.start_soon(self._ask, member, wanted, holders)
         quorum = placement.write_quorum(replicas)
         limit = trio.CapacityLimiter(COPIES_MAX)
+        failures: list[RaftmftError] = []
         async with trio.open_nursery() as nursery:
             for chunk_id, held_by in holders.items():
                 if len(held_by) < quorum:
                     await limit.acquire_on_behalf_of(chunk_id)
-                    nursery.start_soon(self._copy, chunk_id, owners[chunk_id], quorum, limit)
+                    if failures:
+                        limit.release_on_behalf_of(chunk_id)
+                        break
+                    nursery.start_soon(self._copy, chunk_id, owners[chunk_id], quorum, limit, failures)
+        if failures:
+            raise failures[0]
 
-    async def _copy(self, chunk_id: bytes, owners: tuple[str, ...], quorum: int, limit: trio.CapacityLimiter) -> None:
+    async def _copy(self, chunk_id: bytes, owners: tuple[str, ...], quorum: int, limit: trio.CapacityLimiter,
+                    failures: list[RaftmftError]) -> None:
         try:
             data = await self._fetcher.read(chunk_id)
             place = self._holdings.find(chunk_id)
@@ -88,6 +95,8 @@ class Coverage:
             await self._holdings.durable(place)
             need = quorum - (1 if self._me in owners else 0)
             await self._replicator.put(chunk_id, lambda: data, owners, need)
+        except RaftmftError as trouble:
+            failures.append(trouble)  # told by the caller: raised here it would come as a group that nobody expects
         finally:
             limit.release_on_behalf_of(chunk_id)
 

@@ -1,0 +1,126 @@
+"""Content is acknowledged again under the present placement: asked for first, copied only where too few hold it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from raftmft.cluster.hello import PeerUnreachable
+from raftmft.core import placement
+from raftmft.core.errors import RaftmftError
+from raftmft.core.manifest import CHUNK_SIZE, Manifest
+from raftmft.node.chunks import Chunks
+from raftmft.node.coverage import MOST_IDS, Coverage
+
+IDS = [bytes([n]) * 32 for n in range(1, 9)]
+STORING = [("a", 100), ("b", 100), ("c", 100), ("d", 100)]
+
+
+def manifest(ids: list[bytes]) -> Manifest:
+    return Manifest(len(ids) * CHUNK_SIZE, 0, b"".join(ids))
+
+
+class Cluster:
+    """`a` asks; `held` says which member durably holds which chunk; `down` members do not answer."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, set[bytes]] = {member: set() for member, _ in STORING}
+        self.down: set[str] = set()
+        self.puts: list[tuple[bytes, tuple[str, ...], int]] = []
+        self.epoch = 7
+        links = SimpleNamespace(handle=lambda op, handler: setattr(self, "answer", handler), request=self.request)
+        holdings = SimpleNamespace(find=lambda i: i if i in self.held["a"] else None, durable=self.durable)
+        fetcher = SimpleNamespace(read=self.read)
+        replicator = SimpleNamespace(put=self.put)
+        self.coverage = Coverage("a", links, holdings, fetcher, replicator, lambda: STORING, lambda: 3,  # type: ignore[arg-type]
+                                 lambda: self.epoch)
+
+    async def durable(self, *places: Any) -> None:
+        pass
+
+    async def request(self, member: str, op: str, args: dict[str, Any], *, timeout_s: float) -> list[bool]:
+        if member in self.down:
+            raise PeerUnreachable("down")
+        return [chunk_id in self.held[member] for chunk_id in args["ids"]]
+
+    async def read(self, chunk_id: bytes) -> bytes:
+        if not any(chunk_id in held for held in self.held.values()):
+            raise RaftmftError("nobody has it")
+        self.held["a"].add(chunk_id)
+        return b"data"
+
+    async def put(self, chunk_id: bytes, load: Any, owners: tuple[str, ...], need: int) -> None:
+        self.puts.append((chunk_id, owners, need))
+
+    def spread(self, ids: list[bytes], count: int) -> None:
+        """The first `count` owners of each chunk hold it."""
+        for chunk_id in ids:
+            for owner in placement.owners(chunk_id, STORING, 3)[:count]:
+                self.held[owner].add(chunk_id)
+
+
+async def test_what_a_quorum_of_the_owners_holds_is_not_copied() -> None:
+    cluster = Cluster()
+    cluster.spread(IDS, 2)
+    assert await cluster.coverage.ensure(manifest(IDS)) == 7
+    assert cluster.puts == []
+
+
+async def test_what_too_few_owners_hold_is_put_to_a_quorum() -> None:
+    cluster = Cluster()
+    cluster.spread(IDS[:4], 2)
+    cluster.spread(IDS[4:], 1)
+    await cluster.coverage.ensure(manifest(IDS))
+    assert {put[0] for put in cluster.puts} == set(IDS[4:])
+    for chunk_id, owners, need in cluster.puts:
+        assert owners == placement.owners(chunk_id, STORING, 3)
+        assert need == 2 - ("a" in owners), "this member's own copy counts if it is an owner"
+
+
+async def test_who_does_not_answer_counts_for_nothing() -> None:
+    cluster = Cluster()
+    cluster.spread(IDS, 3)
+    cluster.held["a"] |= set(IDS)
+    cluster.down = {"b", "c", "d"}
+    await cluster.coverage.ensure(manifest(IDS))
+    assert {put[0] for put in cluster.puts} == set(IDS)
+
+
+async def test_a_chunk_that_nobody_has_fails_it() -> None:
+    cluster = Cluster()
+    with pytest.raises(RaftmftError, match="nobody has it"):
+        await cluster.coverage.ensure(manifest(IDS[:1]))
+
+
+@pytest.mark.parametrize("ids", [None, [b"short"], [IDS[0]] * (MOST_IDS + 1), ["x" * 32]])
+async def test_a_malformed_question_is_refused(ids: Any) -> None:
+    with pytest.raises(ValueError):
+        await Cluster().answer("b", {"ids": ids})  # type: ignore[attr-defined]
+
+
+async def test_an_upload_is_covered_again_when_members_changed_and_only_then() -> None:
+    cluster = Cluster()
+    chunks = Chunks("a", None, None, None, None, lambda: STORING, lambda: 3, cluster.coverage)  # type: ignore[arg-type]
+    asked: list[Manifest] = []
+    real = cluster.coverage.ensure
+
+    async def ensure(content: Manifest) -> int:
+        asked.append(content)
+        return await real(content)
+
+    cluster.coverage.ensure = ensure  # type: ignore[method-assign]
+    cluster.spread(IDS, 2)
+    chunks.begin(1, None, 7)  # type: ignore[arg-type]
+    assert await chunks.covered(1, manifest(IDS)) == 7 and not asked
+    cluster.epoch = 9
+    assert await chunks.covered(1, manifest(IDS)) == 9 and len(asked) == 1
+    assert await chunks.covered(1, manifest(IDS)) == 9 and len(asked) == 1
+    # A put that began before the change may end with the owners of its own time: asked again next time.
+    cluster.epoch = 12
+    chunks._uploads[1].under_way[9] += 1
+    assert await chunks.covered(1, manifest(IDS)) == 9
+    chunks.inherits(1)
+    chunks._uploads[1].under_way.clear()
+    assert await chunks.covered(1, manifest(IDS)) == 12 and len(asked) == 3
