@@ -21,6 +21,7 @@ import click
 from raftmft.cli.client import Client, NotFound
 from raftmft.cluster.certificates import write_file
 from raftmft.core.errors import ConfigError, RaftmftError
+from raftmft.node import jsonfile
 from raftmft.node.datadir import DataDir
 from raftmft.node.genesis import FirstMember, make_cluster, make_ssh_key
 from raftmft.node.settings import Settings, load
@@ -30,7 +31,7 @@ START_LIMIT_S = 60.0
 STOP_LIMIT_S = 10.0
 POLL_S = 0.05
 PORTS = (10_000, 32_000)
-PLAN = "dev.json"
+PLAN, PLAN_KIND, PLAN_FORMAT = "dev.json", "dev plan", 1
 USER = "demo"
 
 
@@ -101,7 +102,7 @@ class DevCluster:
                 raise ConfigError(f"{self.folder} is not empty and holds no {PLAN}; give an empty or new --dir")
             self._make(nodes, workers, replicas)
         try:
-            self._plan = json.loads(plan.read_bytes())
+            self._plan = jsonfile.read(plan, PLAN_KIND, PLAN_FORMAT)
             self._plan["nodes"], self._plan["password"], self._plan["host_key"]
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{plan} is damaged ({type(error).__name__}); give an empty or new --dir") from None
@@ -224,7 +225,8 @@ class DevCluster:
         # Written last: without it the folder is not a cluster.
         write_file(
             self.folder / PLAN,
-            json.dumps({"nodes": names, "password": secrets.token_urlsafe(12), "host_key": host_key}).encode(),
+            jsonfile.render(PLAN_KIND, PLAN_FORMAT, {"nodes": names, "password": secrets.token_urlsafe(12),
+                                                     "host_key": host_key}),
         )
 
     def _describe(self) -> dict[str, Any]:

@@ -157,6 +157,20 @@ def open_reader(path: str) -> sqlite3.Connection:
     return db
 
 
+def check_format(path: str) -> None:
+    """Raises CorruptFile as `open_state` does, without changing the database: no side file is made."""
+    still = "" if os.path.exists(path + "-wal") else "&immutable=1"  # a WAL that a reader kept alive must be read, too
+    db = sqlite3.connect(f"file:{_uri_path(path)}?mode=ro{still}", uri=True)
+    try:
+        application, version, tables = _identify(db)
+    except sqlite3.DatabaseError as error:
+        raise CorruptFile(f"{path} is no state database ({error}); discard it to rebuild it from the journal") from None
+    finally:
+        db.close()
+    if tables or application or version:
+        _check(path, application, version)
+
+
 def close_synced(db: sqlite3.Connection, path: str) -> None:
     """Closes the writing connection; when this returns, everything committed is on disk, also if power fails next.
 

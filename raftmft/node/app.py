@@ -1,8 +1,8 @@
 """The node process: what it is made of, in the order in which each part may rely on those before it.
 
  1. data directory, locked; keys; settings          nothing else may touch the files
- 2. state machine, journal, replica, driver         Raft can vote and apply; nothing is served yet
- 3. chunk store                                     peers can put and get chunks
+ 2. chunk store                                     peers can put and get chunks
+ 3. state machine, journal, replica, driver         Raft can vote and apply; nothing is served yet
  4. peer links and listener, gossip                 the others see us; an election can be won
  5. leader's duties, this member's epoch            commands can be proposed
  6. workers, front door                             clients are served
@@ -109,8 +109,10 @@ class Node:
         self.measured = Load()
         settle(data_dir.certificates)
         load_member(data_dir.certificates)
-        self._make_raft()
+        # All files are opened, and refused if another version wrote them, before the mark of a clean stop is used up.
+        self.ring = KeyRing.load(data_dir.cluster_key)
         self._make_store()
+        self._make_raft()
         self._make_links()
         self._make_service()
 
@@ -160,7 +162,7 @@ class Node:
         self.bulk = BulkServer(self.holdings, on_damaged=self.repairer.damaged)
         self.prefaces = PrefaceGuard(nobodys_key, self.me)
         self.keys = ClusterKeys(
-            KeyRing.load(self.data_dir.cluster_key), self.seed, self.state, self.links,
+            self.ring, self.seed, self.state, self.links,
             (self.gossip.rekey, self.prefaces.rekey), leads=lambda: self.driver.status().role == "leader",
             execute=lambda command: self.epoch.execute(command))
         door = JoinDoor(self.seed.cluster_id, files, {JOIN: self._admit, RENEW: self._renew})

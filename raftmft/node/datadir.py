@@ -9,7 +9,6 @@ chunks/        segments                       admin.sock, admin.token (0600), no
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import stat
@@ -21,9 +20,10 @@ from pathlib import Path
 from raftmft.cluster.certificates import CertificateFiles, write_file
 from raftmft.core.commands import MemberSpec
 from raftmft.core.errors import ConfigError
-from raftmft.core.names import clipped
+from raftmft.node import jsonfile
 
-SEED_FORMAT = 2
+SEED, SEED_FORMAT = "seed", 2
+CLEAN_MAGIC, CLEAN_FORMAT = b"raftmft clean ", 1
 PROBE_BYTES = 1 << 20
 """Written and synced before anything else: what a new member's directory must at least have room for."""
 LOST_FOUND = "lost+found"  # every fresh ext file system has it
@@ -200,16 +200,13 @@ class DataDir:
 
     def write_seed(self, seed: Seed) -> None:
         """Writes seed.json."""
-        write_file(self.path / "seed.json", json.dumps({"format": SEED_FORMAT, **asdict(seed)}, indent=1).encode())
+        write_file(self.path / "seed.json", jsonfile.render(SEED, SEED_FORMAT, asdict(seed)))
 
     def read_seed(self) -> Seed:
         """Reads seed.json. Raises ConfigError."""
         path = self.path / "seed.json"
         try:
-            table = json.loads(path.read_bytes())
-            if (found := table.pop("format")) != SEED_FORMAT:
-                raise ConfigError(f"{path} has format {clipped(str(found), 16)}, this program reads format "
-                                  f"{SEED_FORMAT}: run the version that wrote it")
+            table = jsonfile.read(path, SEED, SEED_FORMAT)
             table["members"] = tuple(MemberSpec(**m) for m in table["members"])
             seed = Seed(**table)
             seed.member(seed.me)
@@ -223,14 +220,19 @@ class DataDir:
 
     def take_clean_mark(self) -> bool:
         """True if the last stop was clean. The mark is gone from the disk before this returns, so that a crash from
-        now on is seen as one.
+        now on is seen as one. A damaged mark says nothing. ConfigError if another version wrote it: it is left.
         """
         try:
-            self.clean_mark.unlink()
+            magic, _, number = self.clean_mark.read_bytes()[:64].rpartition(b" ")
         except FileNotFoundError:
             return False
+        whole = magic + b" " == CLEAN_MAGIC and number.endswith(b"\n") and number[:-1].isdigit()
+        if whole and int(number) != CLEAN_FORMAT:
+            raise ConfigError(f"{self.clean_mark} has format {int(number)}, this program reads format {CLEAN_FORMAT}: "
+                              "run the version that wrote it")
+        self.clean_mark.unlink()
         sync_folder(self.clean_mark.parent)
-        return True
+        return whole
 
     def leave_clean_mark(self) -> None:
         """Says that the (closed) state file is whole: synced first, then marked."""
@@ -239,7 +241,7 @@ class DataDir:
             os.fsync(fd)
         finally:
             os.close(fd)
-        write_file(self.clean_mark, b"clean\n")
+        write_file(self.clean_mark, b"%s%d\n" % (CLEAN_MAGIC, CLEAN_FORMAT))
 
 
 def sync_folder(path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from raftmft.core.machine import Entry, Machine, discard
 from raftmft.core.outcome import Outcome
+from raftmft.core.schema import check_format
 from raftmft.node.datadir import DataDir
 from raftmft.wire.commands import decode_outcome, encode_outcome
 
@@ -43,8 +44,12 @@ class ReplicatedState:
 
 
 def open_state(data_dir: DataDir) -> ReplicatedState:
-    """The state as of the last clean stop, or an empty one that the journal will fill."""
+    """The state as of the last clean stop, or an empty one that the journal will fill. CorruptFile, ConfigError: the
+    state or its mark is of another version, and both are left as they were.
+    """
     path = str(data_dir.state)
+    if data_dir.clean_mark.exists() and data_dir.state.exists():
+        check_format(path)  # before the mark is used up: without it the file would be discarded at the next start
     if not data_dir.take_clean_mark():
         if data_dir.state.exists():
             log.info("the last stop was not clean; the state is made again from the journal")
