@@ -127,7 +127,12 @@ def fingerprint(der: bytes) -> str:
 
 def fingerprint_of_pem(certificate: bytes) -> str:
     """The fingerprint of a PEM certificate."""
-    return fingerprint(x509.load_pem_x509_certificate(certificate).public_bytes(serialization.Encoding.DER))
+    return fingerprint(der_of_pem(certificate))
+
+
+def der_of_pem(certificate: bytes) -> bytes:
+    """A PEM certificate as DER."""
+    return x509.load_pem_x509_certificate(certificate).public_bytes(serialization.Encoding.DER)
 
 
 def expires_at(certificate: bytes) -> datetime:

@@ -8,25 +8,27 @@ after the clocks were compared, so that a wrong clock is called by its name.
 from __future__ import annotations
 
 import logging
+import secrets
 import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timezone
+from hmac import compare_digest
 from typing import Any
 
 import trio
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
-from raftmft.cluster.certificates import CertificateFiles, fingerprint_of_pem
+from raftmft.cluster.certificates import CertificateFiles, der_of_pem, fingerprint_of_pem
 from raftmft.cluster.hello import HANDSHAKE_TIMEOUT_S
 from raftmft.cluster.tls import TlsStream
 from raftmft.core.addresses import address_of
 from raftmft.core.errors import ConfigError, NodeUnreachable, NoQuorum, NotApplied, OutcomeUnknown, RaftmftError
 from raftmft.wire import frames, joining
 from raftmft.wire.frames import FrameError
-from raftmft.wire.joining import Admitted, Greeting, JoinRequest, RenewRequest
+from raftmft.wire.joining import Admitted, Greeting, JoinRequest, Knock, RenewRequest
 from raftmft.wire.token import JoinToken
 
 MOST_ANSWERING = 8
@@ -46,8 +48,10 @@ Handler = Callable[[dict[str, Any]], Awaitable[Admitted]]
 class JoinDoor:
     """The member's side. `handlers`: kind -> what answers it; a RaftmftError it raises is told to the host."""
 
-    def __init__(self, cluster_id: str, files: CertificateFiles, handlers: Mapping[str, Handler]) -> None:
-        self._cluster_id, self._handlers = cluster_id, handlers
+    def __init__(self, cluster_id: str, files: CertificateFiles, handlers: Mapping[str, Handler],
+                 cluster_key: Callable[[], bytes]) -> None:
+        self._cluster_id, self._handlers, self._cluster_key = cluster_id, handlers, cluster_key
+        self._certificate = files.certificate
         self._authority = files.authority.read_bytes()
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -65,9 +69,17 @@ class JoinDoor:
         await _take_magic(sock)
         stream = TlsStream(sock, self._context, server_side=True)
         await stream.handshake(HANDSHAKE_TIMEOUT_S)
+        knock = joining.decode_knock(await _read_frame(stream))
         await stream.send_all(joining.encode_greeting(
-            Greeting(joining.VERSION, self._cluster_id, self._authority, _now_ms())))
+            Greeting(joining.VERSION, self._cluster_id, self._authority, _now_ms(), self._proof(knock))))
         return stream, joining.decode_request(await _read_frame(stream))
+
+    def _proof(self, knock: Knock) -> bytes:
+        try:
+            key = joining.proof_key(self._cluster_key(), knock.token)
+        except RaftmftError:
+            return b""  # the key in force is not here yet: another member is asked
+        return joining.proof(key, knock.nonce, der_of_pem(self._certificate.read_bytes()))
 
     async def answer(self, stream: TlsStream, request: Request) -> None:
         """Answers within ANSWER_LIMIT_S, or closes without a word."""
@@ -155,10 +167,17 @@ async def _ask(token: JoinToken, address: str, request: Callable[[], JoinRequest
     sent = False
     try:
         await stream.handshake(HANDSHAKE_TIMEOUT_S)
+        nonce = secrets.token_bytes(joining.NONCE_BYTES)
+        await stream.send_all(joining.encode_knock(Knock(token.hash, nonce)))
         greeting = joining.decode_greeting(await _read_frame(stream))
         check_member(token, greeting, stream.peer_certificate(), address, clock_ms())
-        sent = True
         asked = request()
+        if isinstance(asked, JoinRequest) and not compare_digest(
+                greeting.proof, joining.proof(token.proof_key, nonce, stream.peer_certificate())):
+            raise ConfigError(f"{address} could not prove that it is a member now: the token is forged, or was made "
+                              "before the cluster key was changed, or the host was removed; make another token with "
+                              "raftmft token create")
+        sent = True
         kind = joining.RENEW if isinstance(asked, RenewRequest) else joining.JOIN
         await stream.send_all(joining.encode_request(kind, asked))
         status, value = joining.decode_answer(await _read_frame(stream))

@@ -44,7 +44,7 @@ def admin_app(node: Node) -> Starlette:
         *AuditApi(state, epoch).operations(),
         *TokensApi(state, epoch).operations(),
         *JoiningApi(epoch, node.seed.cluster_id, fingerprint_of_pem(node.data_dir.certificates.authority.read_bytes()),
-                    node.view.members).operations(),
+                    node.view.members, node.keys.present).operations(),
     ]
     return build(with_document(operations), [*about.open_routes(), *Metrics(lambda: measure(node)).open_routes()])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from raftmft.core import commands as c
@@ -14,7 +15,8 @@ from raftmft.node.api import ADMIN, V1, Call, Operation
 from raftmft.node.api_audit import iso
 from raftmft.node.api_fields import Field
 from raftmft.node.epoch import Epoch
-from raftmft.wire.token import MOST_ADDRESSES, SECRET_BYTES, JoinToken, encode_token
+from raftmft.wire.joining import proof_key
+from raftmft.wire.token import MOST_ADDRESSES, SECRET_BYTES, JoinToken, encode_token, hash_of
 
 DEFAULT_TTL_S = 3600
 
@@ -23,8 +25,9 @@ class JoiningApi:
     """What `raftmft token create` does. `members` gives the members to ask, best first."""
 
     def __init__(self, epoch: Epoch, cluster_id: str, ca_fingerprint: str,
-                 members: Callable[[], Iterable[MemberSpec]]) -> None:
+                 members: Callable[[], Iterable[MemberSpec]], cluster_key: Callable[[], bytes]) -> None:
         self._epoch, self._cluster_id, self._ca_fingerprint, self._members = epoch, cluster_id, ca_fingerprint, members
+        self._cluster_key = cluster_key
 
     def operations(self) -> list[Operation]:
         """The routes."""
@@ -36,9 +39,10 @@ class JoiningApi:
     async def _create(self, call: Call) -> Any:
         secret = secrets.token_bytes(SECRET_BYTES)
         addresses = tuple(address_text(m.host, m.peer_port) for m in self._members())[:MOST_ADDRESSES]
-        token = JoinToken(self._cluster_id, self._ca_fingerprint, secret, 0, addresses)
+        key = proof_key(self._cluster_key(), hash_of(secret))
+        token = JoinToken(self._cluster_id, self._ca_fingerprint, secret, 0, addresses, key)
         made = await self._epoch.value(c.TokenCreate(
             token.hash, call.body.get("mode", "active"), call.body.get("ttl_s", DEFAULT_TTL_S) * 1000, call.actor))
         expires_ms = int(made["expires_ms"])
-        return {"token": encode_token(JoinToken(self._cluster_id, self._ca_fingerprint, secret, expires_ms, addresses)),
+        return {"token": encode_token(replace(token, expires_ms=expires_ms)),
                 "expires": iso(expires_ms)}

@@ -165,7 +165,7 @@ class Node:
             self.ring, self.seed, self.state, self.links,
             (self.gossip.rekey, self.prefaces.rekey), leads=lambda: self.driver.status().role == "leader",
             execute=lambda command: self.epoch.execute(command))
-        door = JoinDoor(self.seed.cluster_id, files, {JOIN: self._admit, RENEW: self._renew})
+        door = JoinDoor(self.seed.cluster_id, files, {JOIN: self._admit, RENEW: self._renew}, self.keys.present)
         self.contexts = (me.server, me.client, door.context)
         self.listener = PeerListener(me, self.roster.directory, on_control=self.links.serve, on_bulk=self.bulk.serve,
                                      on_relay=RelayDoor(self.prefaces, self._relayed).take,

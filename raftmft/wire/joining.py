@@ -1,8 +1,13 @@
 """What a host that is no member yet and a member say to each other behind MAGIC, inside server-authenticated TLS.
 
-    member  Greeting   protocol, cluster id, the CA's certificate (PEM), the member's clock
+    host    Knock      the hash of its token's secret, a nonce
+    member  Greeting   protocol, cluster id, the CA's certificate (PEM), the member's clock, a proof
     host    request    [kind, {...}]: "join", or "renew" by a member whose certificate has expired
     member  answer     [status, value]: OK with what the kind gives, or a line with REFUSED, NO_QUORUM, UNKNOWN
+
+The proof is a MAC over the nonce and the member's certificate, with a key that the token carries and a member derives
+from the cluster key in force. A host that was removed or whose certificate was revoked cannot make it: the cluster key
+was changed. Nor can it pass on another member's proof, which is of another certificate.
 
 Each is one frame of at most LIMIT bytes. Decoders raise FrameError on whatever does not fit, and quote nothing.
 """
@@ -12,6 +17,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from blake3 import blake3
+
 from raftmft.wire import frames
 from raftmft.wire.frames import FrameError
 
@@ -19,9 +26,19 @@ MAGIC = b"\x8aRMFTJ1\n"
 VERSION = 1
 LIMIT = 64 << 10
 TEXT_LIMIT = 400
+NONCE_BYTES, HASH_CHARS = 32, 64
+_PROOF_CONTEXT = "raftmft 2026-11 join proof v1"
 JOIN, RENEW = "join", "renew"
 OK, REFUSED, NO_QUORUM, UNKNOWN = "ok", "refused", "no-quorum", "unknown"
 _TYPES = {"str": str, "int": int, "bytes": bytes, "list[dict[str, Any]]": list}
+
+
+@dataclass(frozen=True, slots=True)
+class Knock:
+    """A host's first words; they tell nothing that is secret."""
+
+    token: str
+    nonce: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +49,7 @@ class Greeting:
     cluster_id: str
     authority: bytes
     clock_ms: int
+    proof: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +95,29 @@ class Admitted:
     sealed_host_key: bytes
     sealed_ca_key: bytes
     members: list[dict[str, Any]]
+
+
+def proof_key(cluster_key: bytes, token_hash: str) -> bytes:
+    """The key by which members prove themselves to the bearer of one token."""
+    return blake3(token_hash.encode(), key=blake3(cluster_key, derive_key_context=_PROOF_CONTEXT).digest()).digest()
+
+
+def proof(key: bytes, nonce: bytes, certificate_der: bytes) -> bytes:
+    """What proves that the owner of a certificate is a member now."""
+    return blake3(nonce + certificate_der, key=key).digest()
+
+
+def encode_knock(knock: Knock) -> bytes:
+    """One frame."""
+    return frames.encode(asdict(knock))
+
+
+def decode_knock(value: Any) -> Knock:
+    """The knock in a frame's value."""
+    knock: Knock = _fill(Knock, value)
+    if len(knock.token) != HASH_CHARS or len(knock.nonce) != NONCE_BYTES:
+        raise FrameError("a malformed Knock")
+    return knock
 
 
 def encode_greeting(greeting: Greeting) -> bytes:

@@ -1,6 +1,7 @@
 """The text of a join token: what a new host must know of a cluster before it can trust anybody there.
 
-    "rmft1." + base64url( msgpack [cluster id, CA fingerprint, secret, expiry ms, [address, ...]] + checksum (4) )
+    "rmft1." + base64url( body + checksum (4) )
+    body = msgpack [cluster id, CA fingerprint, secret, expiry ms, [address, ...], proof key]
 
 The checksum tells a slip of the hand from a forgery; that the token is genuine, only the cluster can tell by the hash
 of its secret.
@@ -21,6 +22,7 @@ from raftmft.wire.frames import FrameError, unpack
 
 PREFIX = "rmft1."
 SECRET_BYTES = FINGERPRINT_BYTES = 32
+PROOF_KEY_BYTES = 32
 CHECKSUM_BYTES = 4
 MOST_ADDRESSES = 8
 MOST_CHARS = 4096
@@ -30,13 +32,16 @@ _BROKEN = ("the join token is cut off or changed; copy the whole line that raftm
 
 @dataclass(frozen=True, slots=True)
 class JoinToken:
-    """The cluster, the fingerprint (hex) of its CA's certificate, the secret, when it expires, members' addresses."""
+    """The cluster, the fingerprint (hex) of its CA's certificate, the secret, when it expires, members' addresses, and
+    the key by which a member proves that it is one now (wire/joining.py): one that was removed has a certificate still.
+    """
 
     cluster_id: str
     ca_fingerprint: str
     secret: bytes = field(repr=False)
     expires_ms: int
     addresses: tuple[str, ...]
+    proof_key: bytes = field(default=bytes(PROOF_KEY_BYTES), repr=False)
 
     @property
     def hash(self) -> str:
@@ -52,7 +57,7 @@ def hash_of(secret: bytes) -> str:
 def encode_token(token: JoinToken) -> str:
     """The token's text."""
     body = msgpack.packb([token.cluster_id, bytes.fromhex(token.ca_fingerprint), token.secret, token.expires_ms,
-                          list(token.addresses[:MOST_ADDRESSES])], use_bin_type=True)
+                          list(token.addresses[:MOST_ADDRESSES]), token.proof_key], use_bin_type=True)
     return PREFIX + base64.urlsafe_b64encode(body + _checksum(body)).decode().rstrip("=")
 
 
@@ -72,9 +77,10 @@ def decode_token(text: str) -> JoinToken:
         body = data[:-CHECKSUM_BYTES]
         if _checksum(body) != data[-CHECKSUM_BYTES:]:
             raise ValueError
-        cluster_id, fingerprint, secret, expires_ms, addresses = unpack(body)
+        cluster_id, fingerprint, secret, expires_ms, addresses, proof_key = unpack(body)
         if not (type(cluster_id) is str and type(fingerprint) is bytes and len(fingerprint) == FINGERPRINT_BYTES
                 and type(secret) is bytes and len(secret) == SECRET_BYTES and type(expires_ms) is int
+                and type(proof_key) is bytes and len(proof_key) == PROOF_KEY_BYTES
                 and type(addresses) is list and 1 <= len(addresses) <= MOST_ADDRESSES
                 and all(type(address) is str for address in addresses)):
             raise ValueError
@@ -82,7 +88,7 @@ def decode_token(text: str) -> JoinToken:
             address_of(address)
     except (ValueError, TypeError, binascii.Error, FrameError, ConfigError):
         raise ConfigError(_BROKEN) from None
-    return JoinToken(cluster_id, fingerprint.hex(), secret, expires_ms, tuple(addresses))
+    return JoinToken(cluster_id, fingerprint.hex(), secret, expires_ms, tuple(addresses), proof_key)
 
 
 def _checksum(body: bytes) -> bytes:

@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import trio
@@ -23,8 +24,9 @@ from raftmft.core.errors import (
 )
 from raftmft.wire import joining
 from raftmft.wire.joining import Admitted, JoinRequest
-from raftmft.wire.token import JoinToken
+from raftmft.wire.token import JoinToken, hash_of
 
+KEY, SECRET = b"k" * 32, b"s" * 32
 YEAR_MS = 365 * 86_400_000
 ADMITTED = Admitted("m", "active", "files", CLUSTER, 3, b"cert", "", bytes(32), "ssh", b"h", b"c", [])
 
@@ -52,13 +54,14 @@ async def door(tmp_path, outcomes, asked) -> AsyncIterator[JoinToken]:
 
         node = cluster.nodes["n1"]
         listener = PeerListener(node.me, lambda: {}, on_control=node.links.serve, on_bulk=node.server.serve,
-                                on_relay=node.take_relay, join_door=JoinDoor(CLUSTER, files, {joining.JOIN: answer}))
+                                on_relay=node.take_relay,
+                                join_door=JoinDoor(CLUSTER, files, {joining.JOIN: answer}, lambda: KEY))
         listening = open_port("127.0.0.1", 0)
         address = f"127.0.0.1:{listening.getsockname()[1]}"
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listener.serve, listening)
-            yield JoinToken(CLUSTER, certificates.fingerprint_of_pem(cluster.authority.certificate), b"s" * 32, 0,
-                            (address,))
+            yield JoinToken(CLUSTER, certificates.fingerprint_of_pem(cluster.authority.certificate), SECRET, 0,
+                            (address,), joining.proof_key(KEY, hash_of(SECRET)))
             nursery.cancel_scope.cancel()
 
 
@@ -75,10 +78,27 @@ async def test_the_secret_is_not_told_to_another_cluster(tmp_path, change):
     asked = []
     async with door(tmp_path, [ADMITTED], asked) as token:
         other = JoinToken(**{"cluster_id": token.cluster_id, "ca_fingerprint": token.ca_fingerprint,
-                             "secret": token.secret, "expires_ms": 0, "addresses": token.addresses, **change})
+                             "secret": token.secret, "expires_ms": 0, "addresses": token.addresses,
+                             "proof_key": token.proof_key, **change})
         with pytest.raises(ConfigError, match="another cluster"):
             await ask_to_join(other, request)
     assert asked == []
+
+
+async def test_the_secret_is_not_told_to_who_was_a_member_once(tmp_path):
+    """Its certificate is genuine, but it does not know the key that the cluster took when it was shut out."""
+    asked = []
+    async with door(tmp_path, [ADMITTED], asked) as token:
+        newer = replace(token, proof_key=joining.proof_key(b"n" * 32, token.hash))
+        with pytest.raises(ConfigError, match="could not prove that it is a member"):
+            await ask_to_join(newer, request)
+    assert asked == []
+
+
+async def test_a_proof_is_of_one_certificate_and_one_nonce():
+    key = joining.proof_key(KEY, hash_of(SECRET))
+    proofs = {joining.proof(key, nonce, der) for nonce in (b"1" * 32, b"2" * 32) for der in (b"a", b"b")}
+    assert len(proofs) == 4 and joining.proof_key(KEY, hash_of(b"t" * 32)) != key
 
 
 async def test_a_genuine_authority_shown_by_an_impostor_is_no_proof(tmp_path):
@@ -88,7 +108,7 @@ async def test_a_genuine_authority_shown_by_an_impostor_is_no_proof(tmp_path):
         genuine = (tmp_path / "door" / "ca.pem").read_bytes()
         certificates.write_file(impostor.authority, genuine)
         listening = open_port("127.0.0.1", 0)
-        false_door = JoinDoor(CLUSTER, impostor, {})
+        false_door = JoinDoor(CLUSTER, impostor, {}, lambda: KEY)
         async with trio.open_nursery() as nursery:
             @nursery.start_soon
             async def serve():

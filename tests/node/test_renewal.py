@@ -90,7 +90,7 @@ class World:
             raise AssertionError("only the join door is knocked at")
 
         listener = PeerListener(me, lambda: {}, on_control=nobody, on_bulk=nobody, on_relay=nobody,
-                                join_door=JoinDoor(CLUSTER, files, {joining.RENEW: admitting.renew}))
+                                join_door=JoinDoor(CLUSTER, files, {joining.RENEW: admitting.renew}, lambda: KEY))
         listening = open_port("127.0.0.1", 0)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listener.serve, listening)
