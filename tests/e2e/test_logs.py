@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
 import signal
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from tests.e2e.harness import Cluster, wait_for
 from tests.e2e.test_processes import workers_of
@@ -85,3 +92,58 @@ def test_sighup_opens_the_log_file_again_in_node_and_worker(cluster: Cluster, tm
     wait_for("the node to tell", lambda: "starting another" in log.read_text())
     assert old.stat().st_size == size and cluster.pid(name) == pid
     cluster.sftp(name, "mkdir after\n")
+
+
+@pytest.fixture
+def talkative(tmp_path: Path) -> Iterator[Cluster]:
+    """Two nodes that log all they can."""
+    cluster = Cluster(tmp_path / "c", 2)
+    try:
+        cluster.start()
+        cluster.kill(*cluster.names)
+        for node in cluster.about["nodes"]:
+            settings = Path(node["data_dir"]) / "raftmft.toml"
+            text = settings.read_text()
+            assert 'log_level = "info"' in text
+            settings.write_text(text.replace('log_level = "info"', 'log_level = "debug"'))
+        cluster.restart(*cluster.names)
+        cluster.wait_ready()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def test_no_secret_stands_in_any_log_after_logins_of_every_kind(talkative: Cluster, tmp_path: Path) -> None:
+    cluster, (first, second) = talkative, talkative.names
+    demo, token = cluster.about["users"][0], Path(cluster.about["admin_token_file"]).read_text().strip()
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "other")], check=True)
+    cluster.run("user", "add", "eve", "--password-stdin", input=b"eves own passphrase\n")
+    for name in (first, second):
+        cluster.sftp_with_password(name, "ls\n", demo["password"])
+        cluster.sftp_with_password(name, "ls\n", "eves own passphrase", user="eve")
+        cluster.sftp_with_password(name, "ls\n", "a wrong passphrase", user="eve")
+        cluster.sftp_with_password(name, "ls\n", "for nobody at all", user="nobody")
+        cluster.sftp(name, "mkdir by-key\nrmdir by-key\n")
+        assert cluster.sftp(name, "ls\n", key=str(tmp_path / "other"), check=False).returncode
+        url = cluster.node(name)["admin"]
+        asked = [urllib.request.Request(f"{url}/api/v1/users", headers={"authorization": f"Bearer {shown}"})
+                 for shown in (token, "forged-token-value")]
+        with urllib.request.urlopen(asked[0], timeout=10) as answer:
+            assert answer.status == 200
+        with pytest.raises(urllib.error.HTTPError):
+            urllib.request.urlopen(asked[1], timeout=10)
+    wait_for("the refusals' records", lambda: cluster.audit("--kind", "login_refused"))
+    logs = b"".join(log.read_bytes() for log in [*cluster.folder.glob("*.log"), cluster.folder.with_suffix(".log")])
+    for control in (b": login ", b"user=eve", b"user=nobody", b"outcome=permission"):
+        assert control in logs, f"the logs do not tell of {control!r}: there is nothing to search"
+    key_bodies = [line for file in (demo["key"], tmp_path / "other") for line in Path(file).read_bytes().splitlines()
+                  if line and not line.startswith(b"-----")]
+    cluster_keys = [(Path(node["data_dir"]) / "keys" / "cluster.key").read_bytes() for node in cluster.about["nodes"]]
+    secrets = [demo["password"].encode(), token.encode(), token.rpartition(".")[2].encode(), b"eves own passphrase",
+               b"a wrong passphrase", b"for nobody at all", b"forged-token-value", b"$argon2", b"PRIVATE KEY",
+               *key_bodies]
+    for key in cluster_keys:
+        secrets += [key, key.hex().encode(), base64.b64encode(key)]
+    assert len(key_bodies) >= 6 and all(len(secret) >= 6 for secret in secrets)
+    for secret in secrets:
+        assert secret not in logs, secret
