@@ -6,6 +6,7 @@ import json
 import socket
 from pathlib import Path
 
+from raftmft.cluster.keyring import FIRST, KeyRing
 from raftmft.cluster.relay import PrefaceGuard
 from tests.e2e.harness import Cluster, wait_for
 
@@ -63,7 +64,7 @@ def test_only_a_fresh_preface_for_this_member_from_the_cluster_is_taken(shared_c
     one, two, _ = shared_cluster.names
     data_dir = Path(shared_cluster.node(one)["data_dir"])
     members = {m["name"]: m["id"] for m in json.loads(shared_cluster.run("member", "list", "-o", "json").stdout)}
-    key = (data_dir / "keys" / "cluster.key").read_bytes()
+    key = KeyRing.load(data_dir / "keys" / "cluster.key").present(FIRST)
     good = PrefaceGuard(key, members[two])
     fresh = good.make(members[one], "192.0.2.7", 4711)
     assert greeting(shared_cluster, one, fresh, "peer") == b"SSH-2.0-"
