@@ -72,7 +72,7 @@ class Thief:
         """Whether the member answers a datagram of the stolen one within ANSWER_S, by one that this can believe."""
         codec, to, give_up = GossipCodec(self.seed.me, self.key), self._id(name), time.monotonic() + ANSWER_S
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            wait_for("the port", functools.partial(bound, sock, self.gossip))  # its workers end within 1 s
+            wait_for("the port", functools.partial(bound, sock, self.gossip))
             sock.sendto(codec.encode(to, Message(Kind.PING, 1, "")), self._address(name, "gossip"))
             while (left := give_up - time.monotonic()) > 0:
                 sock.settimeout(left)
@@ -127,7 +127,8 @@ def where(folder: Path, secret: bytes) -> set[str]:
     for path in folder.rglob("*"):
         if path.is_file():
             data = path.read_bytes()
-            if any(needle in text for text in (data, data.replace(b"\\n", b"").replace(b"\n", b"")) for needle in needles):
+            joined = data.replace(b"\\n", b"").replace(b"\n", b"")
+            if any(needle in text for text in (data, joined) for needle in needles):
                 found.add(str(path.relative_to(folder)))
     return found
 
