@@ -161,7 +161,7 @@ def test_a_large_upload_stays_small_in_memory(node: FakeNode, tmp_path: Path) ->
     assert subprocess.run(["cmp", tmp_path / "big", tmp_path / "back"]).returncode == 0
 
 
-@pytest.mark.skipif(shutil.which("rclone") is None, reason="rclone is not installed")
+@pytest.mark.skipif(shutil.which("rclone") is None, reason="rclone is missing")
 def test_rclone(node: FakeNode, tmp_path: Path) -> None:
     (tmp_path / "tree" / "sub").mkdir(parents=True)
     files = {name: random_file(tmp_path / "tree" / name, size)
@@ -175,7 +175,7 @@ def test_rclone(node: FakeNode, tmp_path: Path) -> None:
         assert node.content(f"rclone/{name}") == data == (tmp_path / "back" / name).read_bytes()
 
 
-@pytest.mark.skipif(shutil.which("lftp") is None, reason="lftp is not installed")
+@pytest.mark.skipif(shutil.which("lftp") is None, reason="lftp is missing")
 def test_lftp_continues_a_partial(node: FakeNode, tmp_path: Path) -> None:
     data = random_file(tmp_path / "s", 3_000_000)
 
