@@ -11,7 +11,7 @@ import trio
 from raftmft.core.commands import CommandId, Envelope, NoOp
 from raftmft.core.errors import NoQuorum, NotApplied, OutcomeUnknown
 from raftmft.raft.journal import JournalFailed
-from raftmft.raft.messages import AppendEntries, Forward, ForwardReply, decode
+from raftmft.raft.messages import AppendEntries, AppendReply, Forward, ForwardReply, decode
 from tests.raft.cluster import Host, LiveCluster, until
 from tests.sim.disk import SimDisk
 
@@ -225,15 +225,22 @@ async def _fail_one_disk(cluster: LiveCluster, disks: dict[str, SimDisk]) -> Non
     sent: list[object] = []
     real = driver._send
     driver._send = lambda member, body: bool(sent.append(decode(body))) or real(member, body)
+    on_disk = (await driver.propose(command(b"w", 1), timeout_s=5)).index  # applied here only once it is on this disk
     next(iter(disks[host.name].files.values())).fail_sync = True
     sent.clear()
     with pytest.raises((NotApplied, OutcomeUnknown)):
-        await driver.propose(command(b"x", 1), timeout_s=5)
+        await driver.propose(command(b"x", 2), timeout_s=5)
     await host.ended()
     assert isinstance(host.error, JournalFailed) and "Input/output error" in str(host.error)
-    assert not [m for m in sent if not isinstance(m, Forward)], "nothing that promises durability may leave"
+    promises = [m for m in sent if not isinstance(m, Forward) and not _within(m, on_disk)]
+    assert not promises, "nothing that promises what is not on disk may leave"
     with pytest.raises(NotApplied):
-        await driver.propose(command(b"y", 2), timeout_s=5)
+        await driver.propose(command(b"y", 3), timeout_s=5)
+
+
+def _within(message: object, on_disk: int) -> bool:
+    """The answer to a heartbeat: it promises no entry beyond `on_disk`."""
+    return isinstance(message, AppendReply) and message.next_index <= on_disk + 1
 
 
 async def test_an_error_in_apply_stops_the_node_before_any_outcome(cluster: LiveCluster) -> None:
