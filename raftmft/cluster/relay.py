@@ -24,7 +24,7 @@ import trio
 from raftmft.cluster.sparse import SparseLog
 from raftmft.wire import preface as wire
 from raftmft.wire.frames import FrameError
-from raftmft.wire.preface import NONCE_SIZE, Preface
+from raftmft.wire.preface import LIMIT_MOST_MS, NONCE_SIZE, Preface
 
 CONNECT_TIMEOUT_S = 3.0
 FRESH_S = 30.0
@@ -55,10 +55,13 @@ class PrefaceGuard:
         """From now on prefaces are made with the new cluster key, and those of any other key are refused."""
         self._key = wire.preface_key(cluster_key)
 
-    def make(self, target: str, address: str, port: int) -> bytes:
-        """The signed preface for a client at address:port that this member relays to `target`."""
+    def make(self, target: str, address: str, port: int, limit_s: float) -> bytes:
+        """The signed preface for a client at address:port that this member relays to `target`, and that has `limit_s`
+        left to log in.
+        """
+        limit_ms = min(LIMIT_MOST_MS, max(0, int(limit_s * 1000)))
         return wire.encode_preface(self._key, Preface(address, port, self._member, target, self._clock_ms(),
-                                                      secrets.token_bytes(NONCE_SIZE)))
+                                                      secrets.token_bytes(NONCE_SIZE), limit_ms))
 
     def check(self, data: bytes | bytearray) -> Preface:
         """The preface, accepted once. FrameError if it is forged, stale, replayed, or meant for another member."""
@@ -107,10 +110,11 @@ class RelayDoor:
         await self._on_client(sock, preface)
 
 
-async def relay(client: socket.socket, host: str, port: int, preface: bytes) -> None:
+async def relay(client: socket.socket, host: str, port: int, make_preface: Callable[[], bytes]) -> None:
     """Relays `client` (owned by this call) to the member at host:port, until both directions have ended, either broke,
     one has lasted too long without the other, or the target said nothing within FIRST_WORD_S. Both sockets are closed
-    then, also on cancellation.
+    then, also on cancellation. `make_preface` is called once, when the member has taken the connection: what it says of
+    time counts from there.
 
     OSError if the member could not be reached: then `client` is open, unread, and the caller's again.
     """
@@ -121,7 +125,7 @@ async def relay(client: socket.socket, host: str, port: int, preface: bytes) -> 
         raise
     try:
         client.setblocking(False)
-        await _send_all(target, memoryview(preface))
+        await _send_all(target, memoryview(make_preface()))
         await _both_ways(client, target)
     except OSError as error:
         log.info("a relayed connection broke: %s", error)

@@ -19,7 +19,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -345,14 +345,15 @@ class Node:
             # What it left is looked at again at the next start; chunks that were acknowledged are in the index already.
             log.error("the segments of worker %d are not sealed: %s", worker.number, error)
 
-    async def _relay(self, connection: socket.socket, address: str, target: str) -> None:
+    async def _relay(self, connection: socket.socket, address: str, target: str,
+                     left_s: Callable[[], float]) -> None:
         host, port = self.roster.peer_addresses()[target]
         client_host, client_port = address.rsplit(":", 1)
-        preface = self.prefaces.make(target, client_host.strip("[]"), int(client_port))
-        await relay(connection, host, port, preface)
+        await relay(connection, host, port, lambda: self.prefaces.make(
+            target, client_host.strip("[]"), int(client_port), left_s()))
 
     async def _relayed(self, sock: socket.socket, preface: Preface) -> None:
-        await self.door.arrived(sock, (preface.address, preface.port))
+        await self.door.arrived(sock, (preface.address, preface.port), preface.limit_ms / 1000)
 
     def not_ready(self) -> str | None:
         """None when this node serves and holds all it should, else why not."""

@@ -3,7 +3,7 @@
 In this order, and each step within a bound: the PROXY header, which a trusted balancer must send and nobody else is
 asked for; bans, closed without a byte; the rate of the client's address, which delays before it refuses; the early drop
 while many have not logged in (sshd's MaxStartups); then the member is picked, and the socket goes to a local worker or
-the stream is relayed. All of that counts in the time in which a client must have logged in.
+the stream is relayed. All of that counts in the time in which a client must have logged in, wherever it does.
 
 Without a quorum here the connection is sent on to a member that has one, else refused before authentication with
 SSH_MSG_DISCONNECT, SERVICE_NOT_AVAILABLE (contract 7).
@@ -53,11 +53,12 @@ _WHY = {"banned": "connections of banned addresses are closed, the last from %s"
 
 class FrontDoor:
     """`choose` names the member for a new connection (None: nobody can serve it); `relay` carries one to another
-    member, owning it; it raises OSError, with the connection open and unread, if that member does not answer.
+    member, owning it: when that member answers it asks, once, for the seconds that the client has left to log in, and
+    tells them; it raises OSError, with the connection open and unread, if the member does not answer.
     """
 
     def __init__(self, me: str, workers: Workers, rules: DoorRules, choose: Callable[[], str | None],
-                 relay: Callable[[socket.socket, str, str], Awaitable[None]],
+                 relay: Callable[[socket.socket, str, str, Callable[[], float]], Awaitable[None]],
                  draw: Callable[[], float] = random.random) -> None:
         self._me, self._workers, self._rules, self._choose, self._relay = me, workers, rules, choose, relay
         self._draw = draw
@@ -108,16 +109,17 @@ class FrontDoor:
                 self.accepted += 1
                 nursery.start_soon(self._serve, bare, (address[0], address[1]), slots)
 
-    async def arrived(self, connection: socket.socket, address: tuple[str, int]) -> None:
-        """A connection that another member relayed here; `address` is the client's. It is served here or refused,
-        never sent on, so that no connection goes in circles.
+    async def arrived(self, connection: socket.socket, address: tuple[str, int], left_s: float) -> None:
+        """A connection that another member relayed here; `address` is the client's, and `left_s` what that member left
+        it to log in: never more than a client of this door would have. It is served here or refused, never sent on, so
+        that no connection goes in circles.
         """
         try:
             client = format_address(address)
             if not self._is_let_in(connection, client):
                 return
             with self._decide():
-                await self._here(connection, client, trio.current_time() + self._rules.limit_s())
+                await self._here(connection, client, trio.current_time() + min(left_s, self._rules.limit_s()))
         finally:
             connection.close()
 
@@ -144,16 +146,19 @@ class FrontDoor:
 
     async def _pick(self, connection: socket.socket, client: str, scope: trio.CancelScope) -> None:
         deadline = scope.deadline
+
+        def left_s() -> float:
+            scope.deadline = float("inf")  # the target counts from here on, and a session lasts as long as it does
+            return deadline - trio.current_time()
+
         with self._decide():
             target = await self._target()
         if target is not None and target != self._me:
             try:
                 self.relayed += 1
-                scope.deadline = float("inf")  # the target has its own limit, and a session lasts as long as it does
-                await self._relay(connection, client, target)
+                await self._relay(connection, client, target, left_s)
                 return
             except OSError as error:
-                scope.deadline = deadline
                 self.relayed -= 1
                 log.warning("member %s did not take a connection (%s); trying here", target, error)
                 target = self._me if self._choose() is not None else None

@@ -27,6 +27,8 @@ NONCE_SIZE = 16
 MAC_SIZE = 32
 BODY_LIMIT = 512
 NAME_LIMIT = 128
+LIMIT_MOST_MS = 3_600_000
+"""The longest time to log in that a preface can grant; no cluster's `login.limit_s` is longer."""
 _HEAD = struct.Struct(">8sBH")
 HEAD_SIZE = _HEAD.size
 KEY_CONTEXT = "raftmft 2026-01 relay preface v1"
@@ -34,7 +36,9 @@ KEY_CONTEXT = "raftmft 2026-01 relay preface v1"
 
 @dataclass(frozen=True, slots=True)
 class Preface:
-    """The client's address and port, the relaying and the meant member's ids, ms since the epoch, 16 random bytes."""
+    """The client's address and port, the relaying and the meant member's ids, ms since the epoch, 16 random bytes, and
+    the ms that are left to the client to log in (at most LIMIT_MOST_MS).
+    """
 
     address: str
     port: int
@@ -42,6 +46,7 @@ class Preface:
     target: str
     stamp_ms: int
     nonce: bytes
+    limit_ms: int
 
 
 def preface_key(cluster_key: bytes) -> bytes:
@@ -52,7 +57,7 @@ def preface_key(cluster_key: bytes) -> bytes:
 def encode_preface(key: bytes, preface: Preface) -> bytes:
     """The preface's bytes, signed with `key` (of preface_key)."""
     body = msgpack.packb([preface.address, preface.port, preface.source, preface.target, preface.stamp_ms,
-                          preface.nonce], use_bin_type=True)
+                          preface.nonce, preface.limit_ms], use_bin_type=True)
     if len(body) > BODY_LIMIT:
         raise ValueError(f"a relay preface of {len(body)} bytes is over {BODY_LIMIT}")
     signed = _HEAD.pack(MAGIC, VERSION, len(body)) + body
@@ -79,9 +84,9 @@ def decode_preface(key: bytes, data: bytes | bytearray) -> Preface:
     if not compare_digest(_mac(key, signed), mac):
         raise FrameError("a forged relay preface")
     value = frames.unpack(signed[HEAD_SIZE:])
-    if type(value) is not list or len(value) != 6:
+    if type(value) is not list or len(value) != 7:
         raise FrameError("a malformed relay preface")
-    address, port, source, target, stamp_ms, nonce = value
+    address, port, source, target, stamp_ms, nonce, limit_ms = value
     if not (
         all(type(name) is str and 0 < len(name) <= NAME_LIMIT for name in (address, source, target))
         and type(port) is int
@@ -90,9 +95,11 @@ def decode_preface(key: bytes, data: bytes | bytearray) -> Preface:
         and 0 <= stamp_ms < 1 << 63
         and type(nonce) is bytes
         and len(nonce) == NONCE_SIZE
+        and type(limit_ms) is int
+        and 0 <= limit_ms <= LIMIT_MOST_MS
     ):
         raise FrameError("a malformed relay preface")
-    return Preface(address, port, source, target, stamp_ms, nonce)
+    return Preface(address, port, source, target, stamp_ms, nonce, limit_ms)
 
 
 def _mac(key: bytes, signed: bytes) -> bytes:

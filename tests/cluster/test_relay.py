@@ -12,7 +12,7 @@ from peer_nodes import until
 from raftmft.cluster import relay as relay_module
 from raftmft.cluster.relay import PrefaceGuard, RelayDoor, relay
 from raftmft.wire.frames import FrameError
-from raftmft.wire.preface import HEAD_SIZE, MAGIC
+from raftmft.wire.preface import HEAD_SIZE, LIMIT_MOST_MS, MAGIC
 
 KEY = b"k" * 32
 
@@ -31,19 +31,25 @@ def guards() -> tuple[PrefaceGuard, PrefaceGuard, Clock]:
 
 def test_a_preface_is_taken_once_by_the_member_it_is_for():
     n1, n2, _ = guards()
-    data = n1.make("n2", "192.0.2.7", 50022)
+    data = n1.make("n2", "192.0.2.7", 50022, 30)
     taken = n2.check(data)
     assert (taken.address, taken.port, taken.source, taken.target) == ("192.0.2.7", 50022, "n1", "n2")
     with pytest.raises(FrameError, match="replayed"):
         n2.check(data)
     with pytest.raises(FrameError, match="another member"):
-        n1.check(n1.make("n2", "192.0.2.7", 50022))
+        n1.check(n1.make("n2", "192.0.2.7", 50022, 30))
+
+
+@pytest.mark.parametrize(("left_s", "said_ms"), [(29.5, 29_500), (-1.0, 0), (1e9, LIMIT_MOST_MS)])
+def test_a_preface_tells_the_time_that_is_left_within_bounds(left_s, said_ms):
+    n1, n2, _ = guards()
+    assert n2.check(n1.make("n2", "192.0.2.7", 50022, left_s)).limit_ms == said_ms
 
 
 @pytest.mark.parametrize(("shift_ms", "fresh"), [(30_000, True), (30_001, False), (-30_000, True), (-30_001, False)])
 def test_a_preface_is_fresh_for_30_seconds(shift_ms, fresh):
     n1, n2, clock = guards()
-    data = n1.make("n2", "192.0.2.7", 50022)
+    data = n1.make("n2", "192.0.2.7", 50022, 30)
     clock.now += shift_ms
     if fresh:
         n2.check(data)
@@ -55,8 +61,8 @@ def test_a_preface_is_fresh_for_30_seconds(shift_ms, fresh):
 def test_forged_prefaces_are_refused():
     n1, n2, clock = guards()
     with pytest.raises(FrameError, match="forged"):
-        n2.check(PrefaceGuard(b"o" * 32, "n1", clock_ms=clock).make("n2", "192.0.2.7", 50022))
-    data = bytearray(n1.make("n2", "192.0.2.7", 50022))
+        n2.check(PrefaceGuard(b"o" * 32, "n1", clock_ms=clock).make("n2", "192.0.2.7", 50022, 30))
+    data = bytearray(n1.make("n2", "192.0.2.7", 50022, 30))
     data[HEAD_SIZE + 3] ^= 1
     with pytest.raises(FrameError):
         n2.check(data)
@@ -64,14 +70,14 @@ def test_forged_prefaces_are_refused():
 
 def test_after_a_rekey_only_the_new_key_counts():
     n1, n2, _ = guards()
-    old = n1.make("n2", "192.0.2.7", 50022)
+    old = n1.make("n2", "192.0.2.7", 50022, 30)
     n2.rekey(b"new" * 11)
     with pytest.raises(FrameError, match="forged"):
         n2.check(old)
     with pytest.raises(FrameError, match="forged"):
-        n2.check(n1.make("n2", "192.0.2.7", 50022))
+        n2.check(n1.make("n2", "192.0.2.7", 50022, 30))
     n1.rekey(b"new" * 11)
-    new = n1.make("n2", "192.0.2.7", 50022)
+    new = n1.make("n2", "192.0.2.7", 50022, 30)
     n2.check(new)
     with pytest.raises(FrameError, match="replayed"):
         n2.check(new)
@@ -80,17 +86,17 @@ def test_after_a_rekey_only_the_new_key_counts():
 def test_the_memory_of_nonces_is_bounded_and_never_lets_a_replay_in(monkeypatch):
     monkeypatch.setattr(relay_module, "NONCES_MAX", 5)
     n1, n2, clock = guards()
-    first = [n1.make("n2", "192.0.2.7", port) for port in range(5)]
+    first = [n1.make("n2", "192.0.2.7", port, 30) for port in range(5)]
     for data in first:
         n2.check(data)
     with pytest.raises(FrameError, match="too many"):
-        n2.check(n1.make("n2", "192.0.2.7", 9))
+        n2.check(n1.make("n2", "192.0.2.7", 9, 30))
     clock.now += 30_000
     for data in first:
         with pytest.raises(FrameError, match="replayed"):
             n2.check(data)
     clock.now += 1
-    n2.check(n1.make("n2", "192.0.2.7", 9))
+    n2.check(n1.make("n2", "192.0.2.7", 9, 30))
     assert len(n2._seen) == 1
 
 
@@ -148,7 +154,7 @@ async def test_every_byte_goes_both_ways_and_half_closing_is_passed_on(nursery, 
     target = Target(echo)
     address = await nursery.start(target.run)
     near, far = client_pair()
-    nursery.start_soon(relay, far, *address, target.source.make("n2", "198.51.100.9", 4711))
+    nursery.start_soon(relay, far, *address, lambda: target.source.make("n2", "198.51.100.9", 4711, 30))
     data, got = os.urandom(5 << 20), bytearray()
 
     async def send():
@@ -176,7 +182,7 @@ async def test_no_byte_of_the_clients_stream_is_swallowed(nursery):
     target = Target(collect)
     address = await nursery.start(target.run)
     stream = await trio.open_tcp_stream(*address)
-    preface = target.source.make("n2", "198.51.100.9", 4711)
+    preface = target.source.make("n2", "198.51.100.9", 4711, 30)
     for i in range(len(preface) - 1):  # byte by byte, and the last one together with the client's first
         await stream.send_all(preface[i : i + 1])
     await stream.send_all(preface[-1:] + b"SSH-2.0-client\r\n")
@@ -187,10 +193,10 @@ async def test_no_byte_of_the_clients_stream_is_swallowed(nursery):
 async def test_forged_stale_and_broken_prefaces_are_closed(nursery):
     target = Target(echo)
     address = await nursery.start(target.run)
-    good = target.source.make("n2", "198.51.100.9", 4711)
-    other_key = PrefaceGuard(b"o" * 32, "n1").make("n2", "198.51.100.9", 4711)
-    for data in (other_key, target.source.make("n3", "198.51.100.9", 1), good[:20], good[:-1], MAGIC + b"\xff" * 100,
-                 good[:-1] + bytes([good[-1] ^ 1])):
+    good = target.source.make("n2", "198.51.100.9", 4711, 30)
+    other_key = PrefaceGuard(b"o" * 32, "n1").make("n2", "198.51.100.9", 4711, 30)
+    for data in (other_key, target.source.make("n3", "198.51.100.9", 1, 30), good[:20], good[:-1],
+                 MAGIC + b"\xff" * 100, good[:-1] + bytes([good[-1] ^ 1])):
         stream = await trio.open_tcp_stream(*address)
         try:
             await stream.send_all(data)
@@ -213,7 +219,7 @@ async def test_when_either_side_breaks_both_are_closed(nursery):
     address = await nursery.start(target.run)
     for who in ("client", "target"):
         near, far = client_pair()
-        nursery.start_soon(relay, far, *address, target.source.make("n2", "198.51.100.9", 4711))
+        nursery.start_soon(relay, far, *address, lambda: target.source.make("n2", "198.51.100.9", 4711, 30))
         await until(lambda: opened)
         server = opened.pop()
         breaking = near if who == "client" else server
@@ -236,7 +242,7 @@ async def test_a_half_closed_relay_does_not_live_for_ever(nursery, monkeypatch):
     address = await nursery.start(target.run)
     near, far = client_pair()
     async with trio.open_nursery() as inner:
-        inner.start_soon(relay, far, *address, target.source.make("n2", "198.51.100.9", 4711))
+        inner.start_soon(relay, far, *address, lambda: target.source.make("n2", "198.51.100.9", 4711, 30))
         await near.send_eof()
     assert far.fileno() < 0
 
@@ -251,7 +257,7 @@ async def test_a_client_does_not_hold_a_relay_whose_server_has_closed(nursery, m
     address = await nursery.start(target.run)
     near, far = client_pair()
     with trio.fail_after(5):
-        await relay(far, *address, target.source.make("n2", "198.51.100.9", 4711))
+        await relay(far, *address, lambda: target.source.make("n2", "198.51.100.9", 4711, 30))
     assert far.fileno() < 0
     await near.aclose()
 
@@ -267,7 +273,7 @@ async def test_a_target_that_never_speaks_is_given_up(nursery, monkeypatch):
     near, far = client_pair()
     await near.send_all(b"SSH-2.0-client\r\n")
     with trio.fail_after(5):
-        await relay(far, *address, target.source.make("n2", "198.51.100.9", 4711))
+        await relay(far, *address, lambda: target.source.make("n2", "198.51.100.9", 4711, 30))
     assert far.fileno() < 0
     await near.aclose()
 
@@ -296,7 +302,7 @@ async def test_cancelling_closes_both_and_leaks_no_descriptor(nursery):
     before = len(os.listdir("/proc/self/fd"))
     near, far = client_pair()
     async with trio.open_nursery() as inner:
-        inner.start_soon(relay, far, *address, target.source.make("n2", "198.51.100.9", 4711))
+        inner.start_soon(relay, far, *address, lambda: target.source.make("n2", "198.51.100.9", 4711, 30))
         await until(lambda: opened)
         inner.cancel_scope.cancel()
     with trio.fail_after(2):
@@ -311,7 +317,7 @@ async def test_an_unreachable_target_is_said_and_the_client_is_the_callers_again
     near, far = client_pair()
     await near.send_all(b"SSH-")
     with pytest.raises(OSError):
-        await relay(far, *address, b"x")
+        await relay(far, *address, lambda: pytest.fail("the client's time counts on here"))
     assert far.recv(10) == b"SSH-"
     far.close()
     await near.aclose()

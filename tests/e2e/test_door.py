@@ -66,11 +66,11 @@ def test_only_a_fresh_preface_for_this_member_from_the_cluster_is_taken(shared_c
     members = {m["name"]: m["id"] for m in json.loads(shared_cluster.run("member", "list", "-o", "json").stdout)}
     key = KeyRing.load(data_dir / "keys" / "cluster.key").present(FIRST)
     good = PrefaceGuard(key, members[two])
-    fresh = good.make(members[one], "192.0.2.7", 4711)
+    fresh = good.make(members[one], "192.0.2.7", 4711, 30)
     assert greeting(shared_cluster, one, fresh, "peer") == b"SSH-2.0-"
     assert greeting(shared_cluster, one, fresh, "peer") == b"", "replayed"
-    assert greeting(shared_cluster, one, good.make(members[two], "192.0.2.7", 1), "peer") == b"", "misaddressed"
+    assert greeting(shared_cluster, one, good.make(members[two], "192.0.2.7", 1, 30), "peer") == b"", "misaddressed"
     stale = PrefaceGuard(key, members[two], clock_ms=lambda: 1_700_000_000_000)
-    assert greeting(shared_cluster, one, stale.make(members[one], "192.0.2.7", 1), "peer") == b"", "stale"
+    assert greeting(shared_cluster, one, stale.make(members[one], "192.0.2.7", 1, 30), "peer") == b"", "stale"
     forged = PrefaceGuard(bytes(32), members[two])
-    assert greeting(shared_cluster, one, forged.make(members[one], "192.0.2.7", 1), "peer") == b"", "forged"
+    assert greeting(shared_cluster, one, forged.make(members[one], "192.0.2.7", 1, 30), "peer") == b"", "forged"

@@ -65,7 +65,7 @@ class Thief:
 
     def is_relayed(self, name: str) -> bool:
         """Whether a client that the stolen member vouches for gets SSH's banner."""
-        preface = PrefaceGuard(self.key, self.seed.me).make(self._id(name), "192.0.2.7", 4711)
+        preface = PrefaceGuard(self.key, self.seed.me).make(self._id(name), "192.0.2.7", 4711, 30)
         return greeting(self.cluster, name, preface, "peer").startswith(b"SSH-")
 
     def is_gossiped_with(self, name: str) -> bool:

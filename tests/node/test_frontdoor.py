@@ -115,13 +115,60 @@ async def test_a_relay_that_fails_before_the_first_byte_is_served_here() -> None
     workers = FakeWorkers()
     asked: list[str] = []
 
-    async def relay(connection: socket.socket, address: str, target: str) -> None:
+    async def relay(connection: socket.socket, address: str, target: str, left_s: Any) -> None:
         asked.append(target)
         raise ConnectionRefusedError("gone")
 
     door = make(workers, lambda: "other", relay)
     await knock(door, everything)
     assert asked == ["other"] and len(workers.taken) == 1 and door.relayed == 0
+
+
+async def test_a_relayed_client_keeps_the_time_it_has_used_and_is_not_cut_here() -> None:
+    answers, left = [None, None, None, None, "other"], []
+
+    async def relay(connection: socket.socket, address: str, target: str, left_s: Callable[[], float]) -> None:
+        left.append(left_s())
+        with trio.move_on_after(0.5) as session:
+            await trio.lowlevel.wait_readable(connection)
+        assert session.cancelled_caught, "a session that outlasts the limit is cut"
+        connection.close()
+
+    door = make(FakeWorkers(), lambda: answers.pop(0), relay, limit=0.4)
+
+    async def talk(stream: trio.SocketStream) -> bytes:
+        return bytes(await stream.receive_some(10))
+
+    assert await knock(door, talk) == b""
+    assert 0 < left[0] <= 0.4 - 4 * frontdoor.LOOK_AGAIN_S and door.counts["slow"] == 0
+
+
+async def test_a_relay_that_does_not_come_to_be_counts_in_the_limit() -> None:
+    async def relay(connection: socket.socket, address: str, target: str, left_s: Callable[[], float]) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            connection.close()
+
+    door = make(FakeWorkers(), lambda: "other", relay, limit=0.2)
+
+    async def talk(stream: trio.SocketStream) -> bytes:
+        return bytes(await stream.receive_some(10))
+
+    assert await knock(door, talk) == b"" and door.counts["slow"] == 1
+
+
+@pytest.mark.parametrize(("left_s", "counts_s"), [(12.0, 12.0), (99.0, 30.0), (0.0, 0.0)])
+async def test_who_was_relayed_here_has_what_is_left_but_never_more_than_the_limit(
+        left_s: float, counts_s: float) -> None:
+    workers = FakeWorkers()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        near = socket.create_connection(listening.getsockname())
+        far, _ = listening.accept()
+    near.send(b"x")
+    await make(workers).arrived(far, ("203.0.113.8", 4711), left_s)
+    assert counts_s - 1 < workers.limits[0] <= counts_s
+    near.close()
 
 
 async def test_an_election_is_waited_out(monkeypatch: Any) -> None:
@@ -231,7 +278,7 @@ async def test_what_the_balancer_said_counts_for_bans_rates_and_relays() -> None
     assert door.counts["banned"] == 0, "the balancer itself is not the client"
     relayed: list[str] = []
 
-    async def relay(connection: socket.socket, address: str, target: str) -> None:
+    async def relay(connection: socket.socket, address: str, target: str, left_s: Any) -> None:
         relayed.append(address)
 
     door = make(FakeWorkers(), lambda: "other", relay, networks=(LOOPBACK,))
@@ -253,18 +300,18 @@ async def test_a_banned_client_that_was_relayed_is_closed_too() -> None:
     workers = FakeWorkers()
     door = make(workers, banned=(parse_network("203.0.113.9"),))
     near, far = socket.socketpair()
-    await door.arrived(far, ("203.0.113.9", 4711))
+    await door.arrived(far, ("203.0.113.9", 4711), 30.0)
     assert near.recv(10) == b"" and not workers.taken and door.counts["banned"] == 1
     with socket.create_server(("127.0.0.1", 0)) as listening:
         near = socket.create_connection(listening.getsockname())
         far, _ = listening.accept()
     near.send(b"x")
-    await door.arrived(far, ("203.0.113.8", 4711))
+    await door.arrived(far, ("203.0.113.8", 4711), 30.0)
     assert workers.taken == ["203.0.113.8:4711"]
 
 
 async def test_a_new_ban_cuts_what_is_held_and_relayed_for_its_addresses() -> None:
-    async def relay(connection: socket.socket, address: str, target: str) -> None:
+    async def relay(connection: socket.socket, address: str, target: str, left_s: Any) -> None:
         try:
             await trio.sleep_forever()
         finally:
@@ -317,7 +364,7 @@ async def test_while_too_many_have_not_logged_in_further_ones_are_dropped_and_to
     workers.live = {0: SimpleNamespace(waiting=150), 1: SimpleNamespace(waiting=150)}
     door = make(workers, draw=lambda: 0.999)
     near, far = socket.socketpair()
-    await door.arrived(far, ("203.0.113.9", 4711))
+    await door.arrived(far, ("203.0.113.9", 4711), 30.0)
     assert b"too many clients" in near.recv(4096), "relayed ones count as well"
 
 
@@ -334,7 +381,7 @@ async def test_thousands_of_refusals_are_a_line_or_two(caplog: Any) -> None:
     door = make(FakeWorkers(), banned=(parse_network("203.0.113.0/24"),))
     for i in range(2000):
         near, far = socket.socketpair()
-        await door.arrived(far, ("203.0.113.9", i))
+        await door.arrived(far, ("203.0.113.9", i), 30.0)
         near.close()
     caplog.set_level("INFO")
     assert door.counts["banned"] == 2000 and len(caplog.records) <= 2

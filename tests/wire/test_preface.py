@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from raftmft.wire import preface
 from raftmft.wire.frames import FrameError
-from raftmft.wire.preface import HEAD_SIZE, MAGIC, Preface, decode_preface, encode_preface, preface_key, rest_length
+from raftmft.wire.preface import (
+    HEAD_SIZE,
+    LIMIT_MOST_MS,
+    MAGIC,
+    Preface,
+    decode_preface,
+    encode_preface,
+    preface_key,
+    rest_length,
+)
 
 KEY = preface_key(b"k" * 32)
 texts = st.text(st.characters(max_codepoint=0x7F), min_size=1, max_size=60)
 prefaces = st.builds(Preface, texts, st.integers(0, 65535), texts, texts, st.integers(0, (1 << 63) - 1),
-                     st.binary(min_size=16, max_size=16))
-SAMPLE = Preface("192.0.2.7", 50022, "n1", "n2", 1_700_000_000_000, b"n" * 16)
+                     st.binary(min_size=16, max_size=16), st.integers(0, LIMIT_MOST_MS))
+SAMPLE = Preface("192.0.2.7", 50022, "n1", "n2", 1_700_000_000_000, b"n" * 16, 29_500)
 
 
 @given(prefaces)
@@ -39,6 +50,12 @@ def test_random_bytes_are_refused(data):
             decode_preface(KEY, bytes_)
 
 
+@pytest.mark.parametrize("limit", [-1, LIMIT_MOST_MS + 1, 1.5, None])
+def test_an_impossible_limit_is_refused(limit):
+    with pytest.raises(FrameError, match="malformed"):
+        decode_preface(KEY, encode_preface(KEY, replace(SAMPLE, limit_ms=limit)))
+
+
 def test_another_clusters_key_is_refused():
     with pytest.raises(FrameError, match="forged"):
         decode_preface(preface_key(b"o" * 32), encode_preface(KEY, SAMPLE))
@@ -54,4 +71,4 @@ def test_an_endless_preface_is_refused_by_its_head():
     with pytest.raises(FrameError):
         rest_length(preface._HEAD.pack(MAGIC, 2, 100))
     with pytest.raises(ValueError):
-        encode_preface(KEY, Preface("a" * 120, 1, "b" * 128, "c" * 300, 1, b"n" * 16))
+        encode_preface(KEY, Preface("a" * 120, 1, "b" * 128, "c" * 300, 1, b"n" * 16, 1))
