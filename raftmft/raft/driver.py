@@ -19,6 +19,7 @@ from raftmft.core.commands import Envelope, NoOp
 from raftmft.core.errors import NoQuorum, NotApplied, OutcomeUnknown
 from raftmft.core.outcome import Code, Outcome, Rejection
 from raftmft.raft import patches
+from raftmft.raft.barriers import PAUSE_S, ROUND_S, Barriers
 from raftmft.raft.engine import LEADER
 from raftmft.raft.journal import Batch
 from raftmft.raft.messages import MAX_PAYLOAD_BYTES
@@ -34,20 +35,6 @@ EXPIRE_EVERY_S = 0.05
 """How far beyond its deadline a proposal may end."""
 HAND_OVER_AGAIN_S = 0.1
 """A request to lead that had no effect in this time is made again, perhaps to another follower."""
-BARRIER_ROUND_S = 1.0
-"""A barrier's no-op that is not confirmed in this time is proposed again."""
-BARRIER_PAUSE_S = 0.02
-MAX_BARRIER_WAITERS = 16384
-
-
-class _Waiter:
-    """A caller of `barrier`. `index` is set when it may go on, `gone` when it does not wait any more."""
-
-    __slots__ = ("event", "index", "gone")
-
-    def __init__(self) -> None:
-        self.event, self.index, self.gone = trio.Event(), 0, False
-
 
 class RaftDriver:
     """One member's Raft, to be run as one task. `send(member, body)` puts a message on the control link without
@@ -60,7 +47,7 @@ class RaftDriver:
         self._sync_limiter = trio.CapacityLimiter(1)
         self._fatal: BaseException | None = None
         self._stopped = False
-        self._waiters: list[_Waiter] = []
+        self._barriers = Barriers()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serves until cancelled, or raises what stopped it. A sync under way is finished first. Then the journal is
@@ -155,14 +142,12 @@ class RaftDriver:
         """
         if self._stopped or self._fatal is not None:
             raise NotApplied("this node stops")
-        if len(self._waiters) >= MAX_BARRIER_WAITERS:
-            raise NotApplied(f"{MAX_BARRIER_WAITERS} reads are waiting already: try again later")
-        waiter = _Waiter()
-        self._waiters.append(waiter)
+        may_go_on = trio.Event()
+        waiter = self._barriers.add(may_go_on.set)
         self._barrier_wake.set()
         with trio.move_on_after(timeout_s):
             try:
-                await waiter.event.wait()
+                await may_go_on.wait()
             finally:
                 waiter.gone = True
         if not waiter.index:
@@ -245,15 +230,11 @@ class RaftDriver:
         while True:
             await self._barrier_wake.wait()
             self._barrier_wake = trio.Event()
-            while round_ := [waiter for waiter in self._waiters if not waiter.gone]:
-                self._waiters = []
+            while round_ := self._barriers.begin():
                 try:
-                    outcome = await self.propose(Envelope(NoOp()), timeout_s=BARRIER_ROUND_S)
+                    outcome = await self.propose(Envelope(NoOp()), timeout_s=ROUND_S)
                 except (NotApplied, OutcomeUnknown):
-                    self._waiters += round_
-                    await trio.sleep(BARRIER_PAUSE_S)
-                    continue
-                for waiter in round_:  # a later caller waits in self._waiters, for the next round
-                    waiter.index = outcome.index
-                    waiter.event.set()
-            self._waiters = []
+                    self._barriers.failed(round_)
+                    await trio.sleep(PAUSE_S)
+                else:
+                    self._barriers.passed(round_, outcome.index)

@@ -8,7 +8,7 @@ from typing import Protocol
 import trio
 
 from raftmft.core.commands import Command, CommandId, Envelope
-from raftmft.core.errors import NoQuorum, NotApplied, OutcomeUnknown
+from raftmft.core.errors import NoQuorum, NotApplied, OutcomeUnknown, RaftmftError
 from raftmft.core.outcome import Code, Outcome
 
 MAX_IN_FLIGHT = 4096
@@ -27,20 +27,76 @@ class Driver(Protocol):
         """See RaftDriver.propose."""
 
 
-class Proposer:
-    """Gives commands ids of (member, epoch), where `epoch` is what this boot's MemberBoot returned."""
+class Numbers:
+    """The ids of this member's commands under one epoch, and from which on it still wants their outcomes."""
 
-    def __init__(self, driver: Driver, member: str, epoch: int) -> None:
-        self._driver, self._member, self._epoch = driver, member, epoch
+    def __init__(self, member: str, epoch: int) -> None:
+        self._member, self._epoch = member, epoch
         self._last_seq = 0
         self._open: deque[int] = deque()
         self._ended: set[int] = set()
-        self._slots = trio.Semaphore(MAX_IN_FLIGHT)
 
     @property
     def acked_below(self) -> int:
         """Every command of this epoch with a lower sequence has ended: its outcome may be forgotten."""
         return self._open[0] if self._open else self._last_seq + 1
+
+    def begin(self, command: Command) -> Envelope:
+        """The command under the next id. `end` is owed for it."""
+        self._last_seq += 1
+        self._open.append(self._last_seq)
+        return Envelope(command, CommandId(self._member, self._epoch, self._last_seq), self.acked_below)
+
+    def end(self, envelope: Envelope) -> None:
+        """Nobody will ask for this command's outcome any more."""
+        assert envelope.id is not None
+        self._ended.add(envelope.id.seq)
+        while self._open and self._open[0] in self._ended:
+            self._ended.discard(self._open.popleft())
+
+
+class Attempts:
+    """What the attempts at one command have shown so far. Pure, so that the simulation's clients judge by it too."""
+
+    __slots__ = ("pause_s", "_maybe_applied")
+
+    def __init__(self) -> None:
+        self.pause_s = PAUSE_S
+        self._maybe_applied = False
+
+    def judge(self, result: Outcome | RaftmftError) -> Outcome | RaftmftError | None:
+        """The command's end; None if it is to be tried again after `pause_s`."""
+        if isinstance(result, Outcome):
+            if result.rejection is None or result.rejection.code != Code.STALE_COMMAND:
+                return result
+            self._maybe_applied = True  # an earlier attempt was applied, and its outcome is forgotten already
+            return self.given_up()
+        if isinstance(result, OutcomeUnknown):
+            self._maybe_applied = True
+        elif not isinstance(result, NotApplied):
+            return result
+        self.pause_s = min(MAX_PAUSE_S, 2 * self.pause_s)
+        return None
+
+    def given_up(self) -> RaftmftError:
+        """What the caller is told when there is no time for another attempt."""
+        if self._maybe_applied:
+            return OutcomeUnknown("outcome unknown: no majority confirmed the change in time; it may have happened")
+        return NoQuorum("no quorum: the change did not happen; try again later")
+
+
+class Proposer:
+    """Gives commands ids of (member, epoch), where `epoch` is what this boot's MemberBoot returned."""
+
+    def __init__(self, driver: Driver, member: str, epoch: int) -> None:
+        self._driver = driver
+        self._numbers = Numbers(member, epoch)
+        self._slots = trio.Semaphore(MAX_IN_FLIGHT)
+
+    @property
+    def acked_below(self) -> int:
+        """See Numbers."""
+        return self._numbers.acked_below
 
     async def execute(self, command: Command, *, timeout_s: float = 5.0) -> Outcome:
         """The command's outcome, applied once however often it had to be proposed.
@@ -63,33 +119,24 @@ class Proposer:
             self._slots.release()
 
     async def _execute(self, command: Command, deadline: float) -> Outcome:
-        self._last_seq += 1
-        seq = self._last_seq
-        self._open.append(seq)
-        envelope = Envelope(command, CommandId(self._member, self._epoch, seq), self.acked_below)
+        envelope = self._numbers.begin(command)
         try:
-            return await self._attempts(envelope, deadline)
+            result = await self._attempts(envelope, deadline)
         finally:
-            self._ended.add(seq)
-            while self._open and self._open[0] in self._ended:
-                self._ended.discard(self._open.popleft())
+            self._numbers.end(envelope)
+        if isinstance(result, Outcome):
+            return result
+        raise result
 
-    async def _attempts(self, envelope: Envelope, deadline: float) -> Outcome:
-        maybe_applied = False
-        pause_s = PAUSE_S
+    async def _attempts(self, envelope: Envelope, deadline: float) -> Outcome | RaftmftError:
+        attempts = Attempts()
         while (left_s := deadline - trio.current_time()) > 0:
+            pause_s = attempts.pause_s
             try:
-                outcome = await self._driver.propose(envelope, timeout_s=min(left_s, ATTEMPT_S))
-                if outcome.rejection is None or outcome.rejection.code != Code.STALE_COMMAND:
-                    return outcome
-                maybe_applied = True  # an earlier attempt was applied, and its outcome is forgotten already
-                break
-            except OutcomeUnknown:
-                maybe_applied = True
-            except NotApplied:
-                pass
+                end = attempts.judge(await self._driver.propose(envelope, timeout_s=min(left_s, ATTEMPT_S)))
+            except RaftmftError as trouble:
+                end = attempts.judge(trouble)
+            if end is not None:
+                return end
             await trio.sleep(min(pause_s, max(0.0, deadline - trio.current_time())))
-            pause_s = min(MAX_PAUSE_S, 2 * pause_s)
-        if maybe_applied:
-            raise OutcomeUnknown("outcome unknown: no majority confirmed the change in time; it may have happened")
-        raise NoQuorum("no quorum: the change did not happen; try again later")
+        return attempts.given_up()

@@ -87,7 +87,7 @@ async def test_without_a_majority_a_queued_command_certainly_did_not_happen(clus
         await survivor.driver.barrier(timeout_s=0.2)
     assert not survivor.driver.status().has_quorum
     driver = survivor.driver
-    await until(lambda: len(driver._replica.table) == 0 and not driver._waiters)
+    await until(lambda: len(driver._replica.table) == 0 and not driver._barriers)
 
 
 async def test_an_isolated_leader_steps_down_and_reports_unknown(cluster: LiveCluster) -> None:
@@ -170,7 +170,7 @@ async def test_a_caller_that_comes_during_a_barrier_waits_for_the_next(cluster: 
         nursery.start_soon(read)
         await until(lambda: driver._replica.table.any_placed())
         nursery.start_soon(read)
-        await until(lambda: len(driver._waiters) == 1)
+        await until(lambda: len(driver._barriers) == 1)
         cluster.drop = lambda source, target, body: False
     assert len(indexes) == 2 and indexes[1] > indexes[0]
 
@@ -199,7 +199,7 @@ async def test_a_cancelled_caller_leaves_nothing_behind(cluster: LiveCluster) ->
     with trio.move_on_after(0.05):
         await driver.barrier(timeout_s=5)
     cluster.cut = set()
-    await until(lambda: len(driver._replica.table) == 0 and not driver._waiters)
+    await until(lambda: len(driver._replica.table) == 0 and not driver._barriers)
     assert not driver._replica.table.any_placed()
 
 

@@ -102,7 +102,7 @@ async def test_a_cancelled_command_does_not_hold_the_mark(autojump_clock: trio.t
     it = Proposer(FakeDriver(lambda n: None), "m", 1)
     with trio.move_on_after(0.5):
         await it.execute(NoOp())
-    assert it.acked_below == 2 and not it._ended and not it._open
+    assert it.acked_below == 2 and not it._numbers._ended and not it._numbers._open
 
 
 async def test_the_number_in_flight_is_bounded(
