@@ -21,6 +21,7 @@ from raftmft.core.errors import RaftmftError
 from raftmft.core.manifest import CHUNK_SIZE
 from raftmft.wire import peer
 from raftmft.wire.frames import FrameError
+from raftmft.wire.loglines import fields
 
 CONNECTIONS_PER_PEER = 2
 IN_FLIGHT_MAX_BYTES = 32 << 20
@@ -213,7 +214,8 @@ class _Connection:
         self._queue.clear()
         requests, self._requests = self._requests, {}
         if requests:
-            log.info("bulk connection to %s failed with %d requests under way: %s", self.member, len(requests), reason)
+            log.info("bulk connection to %s failed with %d requests under way: %s", self.member, len(requests), reason,
+                     extra=fields(member=self.member, count=len(requests), reason=reason))
         for request in requests.values():
             request.finish(PeerUnreachable(f"the connection to {self.member} broke: {reason}"))
 

@@ -19,6 +19,7 @@ from raftmft.cluster.tls import TlsStream
 from raftmft.core.errors import RaftmftError
 from raftmft.wire import peer
 from raftmft.wire.frames import FrameError
+from raftmft.wire.loglines import fields
 
 RECEIVE_BUFFERS = 3
 GETS_MAX = 4
@@ -61,7 +62,8 @@ class BulkServer:
             data = await self._holdings.read(get.chunk_id) or b""
         except (ChunkDamaged, OSError) as error:
             self.counts["damaged"] += 1
-            log.error("chunk %s cannot be read and is not served: %s", get.chunk_id.hex()[:16], error)
+            log.error("chunk %s cannot be read and is not served: %s", get.chunk_id.hex()[:16], error,
+                      extra=fields(chunk=get.chunk_id))
             self._on_damaged(get.chunk_id)
             return b""
         self.counts["served" if data else "missed"] += 1
@@ -105,10 +107,10 @@ class _Served:
         try:
             await part()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            log.info("bulk connection of %s ended: %s", self._member, error)
+            log.info("bulk connection of %s ended: %s", self._member, error, extra=fields(member=self._member))
         except FrameError as error:
             self._server.counts["malformed"] += 1
-            log.warning("bulk connection of %s dropped: %s", self._member, error)
+            log.warning("bulk connection of %s dropped: %s", self._member, error, extra=fields(member=self._member))
         nursery.cancel_scope.cancel()
 
     async def _read(self, nursery: trio.Nursery) -> None:

@@ -16,6 +16,7 @@ from blake3 import blake3
 from raftmft.cluster.hello import PeerRefused, PeerUnreachable
 from raftmft.cluster.holdings import ChunkDamaged, Holdings, Place
 from raftmft.core.errors import RaftmftError
+from raftmft.wire.loglines import fields
 
 ANSWER_TIMEOUT_S = 5.0
 """How long one member may take for one chunk before the next is asked."""
@@ -107,7 +108,8 @@ class Fetcher:
                 self.counts["fetched"] += 1
                 return data
             self.counts["wrong"] += 1
-            log.error("%s gave bytes for chunk %s that do not have its hash", member, chunk_id.hex()[:16])
+            log.error("%s gave bytes for chunk %s that do not have its hash", member, chunk_id.hex()[:16],
+                      extra=fields(member=member, chunk=chunk_id))
             self._on_damaged(member, chunk_id)
         self.counts["unavailable"] += 1
         detail = f" ({'; '.join(complaints)})" if complaints else ""

@@ -18,8 +18,10 @@ from collections.abc import Callable, Mapping
 
 import trio
 
+from raftmft.core.addresses import address_text
 from raftmft.core.membership import Chance, Event, Load, Membership, MemberView, Outgoing, Timing
 from raftmft.wire.gossip import MAX_DATAGRAM, GossipCodec
+from raftmft.wire.loglines import fields
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +187,7 @@ class Gossip:
     def _log(self, event: Event) -> None:
         if event.what != "load" and event.member in self._addresses:
             log.log(logging.INFO if event.what == "alive" else logging.WARNING,
-                    "gossip: member %s is %s", event.member, event.what)
+                    "gossip: member %s is %s", event.member, event.what, extra=fields(member=event.member))
 
     def _refresh_members(self) -> None:
         """Takes the members as the directory has them now. Numeric addresses need no resolving."""
@@ -226,7 +228,8 @@ class Gossip:
         except (OSError, UnicodeError, trio.TooSlowError) as error:
             if host not in self._unresolvable:
                 self._unresolvable.add(host)
-                log.warning("gossip: the host name %s cannot be resolved (%s)", host, error or "time-out")
+                log.warning("gossip: the host name %s cannot be resolved (%s)", host, error or "time-out",
+                            extra=fields(address=address_text(host, port)))
             return address in self._resolved
         self._unresolvable.discard(host)
         if address in self._addresses.values():

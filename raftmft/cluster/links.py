@@ -23,9 +23,11 @@ import trio
 
 from raftmft.cluster.hello import Directory, PeerRefused, PeerUnreachable, Self, dial
 from raftmft.cluster.tls import TlsStream
+from raftmft.core.addresses import address_text
 from raftmft.core.errors import RaftmftError
 from raftmft.wire import peer
 from raftmft.wire.frames import FrameError, FrameReader
+from raftmft.wire.loglines import fields
 
 PING_PERIOD_S = 0.5
 SILENCE_LIMIT_S = 2.5
@@ -191,7 +193,7 @@ class PeerLinks:
                         self.counts["dial_failed"] += 1
                         if str(error) != complaint:  # once per reason, not once per attempt
                             complaint = str(error)
-                            log.warning("%s", complaint)
+                            log.warning("%s", complaint, extra=fields(member=member, address=address_text(*address)))
                         await trio.sleep(backoff_s * random.uniform(0.5, 1.0))
                         backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
                         continue
@@ -220,7 +222,7 @@ class PeerLinks:
         link.stream.close()
         link.scope.cancel()
         self.counts["dropped"] += 1
-        log.info("link to %s is down: %s", link.member, reason)
+        log.info("link to %s is down: %s", link.member, reason, extra=fields(member=link.member, reason=reason))
         for owner, done, _ in self._asked.values():
             if owner is link:
                 done.set()
@@ -274,7 +276,7 @@ class PeerLinks:
             text = str(error)
             if not isinstance(error, RaftmftError | ValueError):  # what a handler meets in arguments of a wrong shape
                 text = f"wrong arguments ({type(error).__name__}: {error})"
-                log.warning("a request by %s failed", link.member, exc_info=True)
+                log.warning("a request by %s failed", link.member, exc_info=True, extra=fields(member=link.member))
             self._answer(link, seq, peer.FAILED, text[: peer.TEXT_LIMIT])
         finally:
             link.requests -= 1
@@ -317,7 +319,8 @@ class _Link:
         self._resting = False
         self._wake.set()
         if self._queued_bytes > BUFFER_MAX_BYTES:
-            log.warning("the link to %s lags by more than %d MiB and is dropped", self.member, BUFFER_MAX_BYTES >> 20)
+            log.warning("the link to %s lags by more than %d MiB and is dropped", self.member, BUFFER_MAX_BYTES >> 20,
+                        extra=fields(member=self.member))
             return self._fail()
         return True
 

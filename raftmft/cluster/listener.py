@@ -22,6 +22,7 @@ from raftmft.cluster.joining import JoinDoor, Request
 from raftmft.cluster.tls import TlsStream
 from raftmft.wire import joining, peer, preface
 from raftmft.wire.frames import FrameError
+from raftmft.wire.loglines import fields
 
 HANDSHAKES_MAX = 128
 CONNECTIONS_PER_MEMBER = 32
@@ -192,7 +193,8 @@ class PeerListener:
             self._unlogged += 1
             return
         more = f" ({self._unlogged} more refused since the last such line)" if self._unlogged else ""
-        log.warning("peer port: %s %s%s", address, reason, more)
+        log.warning("peer port: %s %s%s", address, reason, more,
+                    extra=fields(address=address if count != "accept" else "", reason=reason))
         self._logged_at, self._unlogged = now, 0
 
 

@@ -17,13 +17,16 @@ import secrets
 import socket
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 import trio
 
 from raftmft.cluster.sparse import SparseLog
+from raftmft.core.addresses import address_text
 from raftmft.wire import preface as wire
 from raftmft.wire.frames import FrameError
+from raftmft.wire.loglines import fields
 from raftmft.wire.preface import LIMIT_MOST_MS, NONCE_SIZE, Preface
 
 CONNECT_TIMEOUT_S = 3.0
@@ -96,6 +99,7 @@ class RelayDoor:
         """Reads exactly the preface and passes the socket on, or closes it. The caller limits the time. Cancelled while
         reading: closed.
         """
+        source = _other_end(sock)
         try:
             head = await _read_exactly(sock, wire.HEAD_SIZE)
             preface = self._guard.check(head + await _read_exactly(sock, wire.rest_length(head)))
@@ -103,18 +107,19 @@ class RelayDoor:
             sock.close()
             if isinstance(error, FrameError | OSError):
                 self.counts["refused"] += 1
-                self._refusals.say("a relayed connection was refused: %s", error)
+                self._refusals.say("a relayed connection was refused: %s", error, extra=fields(address=source))
                 return
             raise
         self.counts["taken"] += 1
         await self._on_client(sock, preface)
 
 
-async def relay(client: socket.socket, host: str, port: int, make_preface: Callable[[], bytes]) -> None:
+async def relay(client: socket.socket, host: str, port: int, make_preface: Callable[[], bytes],
+                about: Mapping[str, Any] | None = None) -> None:
     """Relays `client` (owned by this call) to the member at host:port, until both directions have ended, either broke,
     one has lasted too long without the other, or the target said nothing within FIRST_WORD_S. Both sockets are closed
     then, also on cancellation. `make_preface` is called once, when the member has taken the connection: what it says of
-    time counts from there.
+    time counts from there. `about` is the `extra` of log lines: whose connection it is, and which member's now.
 
     OSError if the member could not be reached: then `client` is open, unread, and the caller's again.
     """
@@ -126,9 +131,9 @@ async def relay(client: socket.socket, host: str, port: int, make_preface: Calla
     try:
         client.setblocking(False)
         await _send_all(target, memoryview(make_preface()))
-        await _both_ways(client, target)
+        await _both_ways(client, target, about)
     except OSError as error:
-        log.info("a relayed connection broke: %s", error)
+        log.info("a relayed connection broke: %s", error, extra=about)
     finally:
         client.close()
         target.close()
@@ -146,7 +151,7 @@ async def _connect(host: str, port: int) -> socket.socket:
     return sock
 
 
-async def _both_ways(client: socket.socket, target: socket.socket) -> None:
+async def _both_ways(client: socket.socket, target: socket.socket, about: Mapping[str, Any] | None) -> None:
     async with trio.open_nursery() as nursery:
         ended = 0
 
@@ -159,7 +164,8 @@ async def _both_ways(client: socket.socket, target: socket.socket) -> None:
                 await _move(source, sink)
                 sink.shutdown(socket.SHUT_WR)
             except trio.TooSlowError:
-                log.warning("the member of a relayed connection said nothing for %.0f s; it is closed", FIRST_WORD_S)
+                log.warning("the member of a relayed connection said nothing for %.0f s; it is closed", FIRST_WORD_S,
+                            extra=about)
                 nursery.cancel_scope.cancel()
             except OSError:
                 # Reset, or gone: no byte can be passed on truthfully in either direction.
@@ -239,6 +245,14 @@ async def _send_all(sink: socket.socket, data: memoryview) -> None:
             data = data[sink.send(data):]
         except BlockingIOError:
             await trio.lowlevel.wait_writable(sink)
+
+
+def _other_end(sock: socket.socket) -> str:
+    try:
+        host, port = sock.getpeername()[:2]
+        return address_text(host, port)
+    except (OSError, ValueError):  # gone already, or no internet socket
+        return ""
 
 
 async def _read_exactly(sock: socket.socket, size: int) -> bytes:

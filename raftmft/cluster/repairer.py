@@ -24,6 +24,7 @@ from raftmft.cluster.fetcher import Fetcher
 from raftmft.cluster.holdings import Holdings, Place
 from raftmft.core.errors import RaftmftError
 from raftmft.core.manifest import Manifest, split_ids
+from raftmft.wire.loglines import fields
 
 PERIOD_S = 30.0
 SETTLE_S = 2.0
@@ -75,7 +76,8 @@ class Marker:
             if (magic, version) == (self._MAGIC, self._VERSION):
                 return int(index), int(placement)
         # Losing the marker costs a walk from the start, never a chunk.
-        log.warning("%s is no marker of this version: all that is held is checked from the start", self._path)
+        log.warning("%s is no marker of this version: all that is held is checked from the start", self._path,
+                    extra=fields(file=self._path))
         return 0, 0
 
 
@@ -137,7 +139,7 @@ class Repairer:
         try:
             await self._holdings.durable(await self._fetcher.fetch(chunk_id))
         except (RaftmftError, OSError) as error:
-            log.error("chunk %s is not repaired yet: %s", chunk_id.hex()[:16], error)
+            log.error("chunk %s is not repaired yet: %s", chunk_id.hex()[:16], error, extra=fields(chunk=chunk_id))
             return False
         self._damaged.pop(chunk_id, None)
         self.repaired += 1
@@ -203,7 +205,7 @@ class Repairer:
             try:
                 ids = split_ids(bytes(await self._fetcher.read(index_id)))
             except (RaftmftError, OSError) as error:
-                log.error("index chunk %s cannot be read: %s", index_id.hex()[:16], error)
+                log.error("index chunk %s cannot be read: %s", index_id.hex()[:16], error, extra=fields(chunk=index_id))
                 lacking += 1
                 continue
             for start in range(0, len(ids), LOOK_SLICE):
@@ -230,7 +232,7 @@ class Repairer:
                     self.repaired += 1
                 except (RaftmftError, OSError) as error:
                     lacking += 1
-                    log.debug("chunk %s is missing: %s", chunk_id.hex()[:16], error)
+                    log.debug("chunk %s is missing: %s", chunk_id.hex()[:16], error, extra=fields(chunk=chunk_id))
 
         async with trio.open_nursery() as nursery:
             for chunk_id in wanted:

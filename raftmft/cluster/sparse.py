@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import trio
 
@@ -18,8 +19,8 @@ class SparseLog:
         self._log, self._level = log, level
         self._logged_at, self._unlogged = float("-inf"), 0
 
-    def say(self, text: str, *values: object) -> None:
-        """Logs `text % values`, or counts it. Nothing is formatted unless it is logged."""
+    def say(self, text: str, *values: object, extra: Mapping[str, object] | None = None) -> None:
+        """Logs `text % values` with logging's `extra`, or counts it. Nothing is formatted unless it is logged."""
         now = trio.current_time()
         if now - self._logged_at < PERIOD_S:
             self._unlogged += 1
@@ -27,6 +28,7 @@ class SparseLog:
         more, self._unlogged = self._unlogged, 0
         self._logged_at = now
         if more:
-            self._log.log(self._level, text + " (%d more like this since the last such line)", *values, more)
+            self._log.log(self._level, text + " (%d more like this since the last such line)", *values, more,
+                          extra=extra)
         else:
-            self._log.log(self._level, text, *values)
+            self._log.log(self._level, text, *values, extra=extra)

@@ -229,7 +229,8 @@ class Machine:
             if _is_of_this_host(error):
                 raise
             log.critical("entry %d (%s) failed inside the state machine and is rejected on every member; "
-                         "this is a bug, please report it", index, kind.__name__, exc_info=error)
+                         "this is a bug, please report it", index, kind.__name__, exc_info=error,
+                         extra={"fields": {"index": index}})
             outcome = Outcome(index, {}, Rejection(
                 Code.INTERNAL, f"internal error in entry {index}; see the nodes' logs"))
             self._undo(mark)
@@ -250,7 +251,8 @@ class Machine:
         except Exception as error:
             if _is_of_this_host(error):
                 raise
-            log.critical("the sweep at entry %d failed; this is a bug, please report it", state.index, exc_info=error)
+            log.critical("the sweep at entry %d failed; this is a bug, please report it", state.index, exc_info=error,
+                         extra={"fields": {"index": state.index}})
             self._undo(mark)
             more = []
         else:

@@ -10,11 +10,13 @@ import logging
 
 import trio
 
+from raftmft.core.addresses import address_text
 from raftmft.core.commands import MemberSet
 from raftmft.core.errors import RaftmftError
 from raftmft.node.epoch import Epoch
 from raftmft.node.roster import Roster
 from raftmft.node.settings import Settings
+from raftmft.wire.loglines import fields
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +42,8 @@ class Address:
             row = self._roster.mine()
             if row is not None and self.is_stale():
                 log.info("this member moved from %s:%d to %s:%d", row.host, row.peer_port, here.advertise,
-                         here.peer_port)
+                         here.peer_port, extra=fields(
+                             member=row.id, address=address_text(here.advertise, here.peer_port)))
                 try:
                     # Asked for again after "unknown": the same values once more change nothing.
                     await self._epoch.value(MemberSet(row.id, here.advertise, here.peer_port, here.gossip_port,

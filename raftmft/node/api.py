@@ -27,6 +27,7 @@ from raftmft.core.errors import NoQuorum, NotApplied, OutcomeUnknown, RaftmftErr
 from raftmft.core.outcome import Code
 from raftmft.node.api_fields import BadRequest, Field, from_body, from_query
 from raftmft.node.link import Rejected
+from raftmft.wire.loglines import fields
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,8 @@ def _endpoint(methods: dict[str, Operation]) -> Callable[[Request], Awaitable[Re
         except NotApplied as trouble:
             return error(503, str(trouble), "unavailable")
         except RaftmftError as trouble:
-            log.warning("%s %s: %s", request.method, operation.path, trouble)
+            log.warning("%s %s: %s", request.method, operation.path, trouble,
+                        extra=fields(request=f"{request.method} {operation.path}", actor=caller.actor))
             return error(503, str(trouble), "failed")
         except ClientDisconnect:
             return error(400, "the request was cut off", Code.INVALID)  # nobody reads it

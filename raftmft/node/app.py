@@ -82,6 +82,7 @@ from raftmft.raft.journal import Journal
 from raftmft.raft.replica import Replica
 from raftmft.store.disk import SegmentStore
 from raftmft.wire.joining import JOIN, RENEW, Admitted
+from raftmft.wire.loglines import fields
 from raftmft.wire.preface import Preface
 
 log = logging.getLogger(__name__)
@@ -343,14 +344,15 @@ class Node:
             await trio.to_thread.run_sync(self.storage.index.adopt_all, worker.name)
         except (RaftmftError, OSError) as error:
             # What it left is looked at again at the next start; chunks that were acknowledged are in the index already.
-            log.error("the segments of worker %d are not sealed: %s", worker.number, error)
+            log.error("the segments of worker %d are not sealed: %s", worker.number, error,
+                      extra=fields(worker=worker.number))
 
     async def _relay(self, connection: socket.socket, address: str, target: str,
                      left_s: Callable[[], float]) -> None:
         host, port = self.roster.peer_addresses()[target]
         client_host, client_port = address.rsplit(":", 1)
         await relay(connection, host, port, lambda: self.prefaces.make(
-            target, client_host.strip("[]"), int(client_port), left_s()))
+            target, client_host.strip("[]"), int(client_port), left_s()), fields(member=target, address=address))
 
     async def _relayed(self, sock: socket.socket, preface: Preface) -> None:
         await self.door.arrived(sock, (preface.address, preface.port), preface.limit_ms / 1000)

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 import trio
 
 from raftmft.core.errors import RaftmftError
+from raftmft.wire.loglines import fields
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -54,5 +55,6 @@ class Batcher(Generic[Item]):
             except RaftmftError as trouble:
                 self._items[:0] = batch
                 self._wake.set()
-                log.warning("%d records wait to be committed: %s", len(self._items), trouble)
+                log.warning("%d records wait to be committed: %s", len(self._items), trouble,
+                            extra=fields(count=len(self._items)))
                 return

@@ -26,6 +26,7 @@ from raftmft.node.coverage import Coverage
 from raftmft.node.workers import Worker
 from raftmft.store.disk import SegmentStore
 from raftmft.store.format import Location
+from raftmft.wire.loglines import fields
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +175,8 @@ class Chunks:
         location = self._storage.find(chunk_id)
         if location is not None and (location.segment, location.offset) == (args["segment"], args["offset"]):
             log.error("chunk %s at %s:%d is damaged; it is repaired from another member",
-                      chunk_id.hex()[:16], location.segment, location.offset)
+                      chunk_id.hex()[:16], location.segment, location.offset,
+                      extra=fields(chunk=chunk_id, file=location.segment))
             self._storage.forget(chunk_id, location)
             self._repairer.damaged(chunk_id)
 

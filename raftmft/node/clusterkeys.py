@@ -26,6 +26,7 @@ from raftmft.core.outcome import Outcome
 from raftmft.node.datadir import Seed
 from raftmft.node.genesis import AUTHORITY_KEY, HOST_KEY
 from raftmft.node.state import ReplicatedState
+from raftmft.wire.loglines import fields
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ class ClusterKeys:
             except (PeerUnreachable, RequestFailed, RequestLost, ValueError, KeyError, TypeError):
                 continue  # another member may have it; the complaint below tells of it
             self._switch()
-            log.info("the cluster key %s was fetched from %s", name, member)
+            log.info("the cluster key %s was fetched from %s", name, member, extra=fields(member=member))
             return
         if trio.current_time() - self._complained_at > COMPLAIN_EVERY_S:
             self._complained_at = trio.current_time()
@@ -156,7 +157,7 @@ class ClusterKeys:
                                                       "key": rotation.key}, timeout_s=ASK_TIMEOUT_S)
             rotation.holders.add(member)
         except (PeerUnreachable, RequestFailed, RequestLost) as trouble:
-            log.info("%s did not take the new cluster key yet: %s", member, trouble)
+            log.info("%s did not take the new cluster key yet: %s", member, trouble, extra=fields(member=member))
 
     # --- what peers ask -----------------------------------------------------------------------------------------------
     async def _offered(self, member: str, args: dict[str, Any]) -> dict[str, Any]:

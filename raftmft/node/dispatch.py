@@ -16,6 +16,7 @@ from raftmft.node.files import Files
 from raftmft.node.link import Rejected
 from raftmft.node.logins import Logins
 from raftmft.node.workers import Worker
+from raftmft.wire.loglines import fields
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +55,12 @@ class Dispatch:
         """A worker crashed: its sessions end, what they checkpointed stays."""
         self._chunks.forget(worker)
         for session in list(worker.sessions):
+            about = worker.about(session)
             try:
                 await self._end(worker, session, "worker died")
             except RaftmftError as trouble:
                 log.warning("the end of session %d is not committed (%s); it expires with this node's epoch",
-                            session, trouble)
+                            session, trouble, extra=fields(worker=worker.number, **about))
 
     async def _hello(self, worker: Worker, _: dict[str, Any]) -> Any:
         await self._epoch.begun.wait()
@@ -101,8 +103,9 @@ class Dispatch:
         return {}
 
     async def _end(self, worker: Worker, session: int, reason: str) -> None:
+        about = worker.about(session)
         worker.sessions.pop(session, None)
         worker.addresses.pop(session, None)
         outcome = await self._epoch.execute(Logout(session, reason))
         if outcome.rejection is not None and outcome.rejection.code not in (Code.NO_SESSION, Code.STALE_EPOCH):
-            log.warning("session %d: %s", session, outcome.rejection.text)
+            log.warning("session %d: %s", session, outcome.rejection.text, extra=fields(index=outcome.index, **about))

@@ -21,6 +21,7 @@ from raftmft.node import oplog
 from raftmft.node.link import value_of
 from raftmft.raft.driver import RaftDriver
 from raftmft.raft.proposer import Proposer
+from raftmft.wire.loglines import fields
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,8 @@ class Epoch:
             self._proposer = Proposer(self._driver, self._member, self.number)
             self.over = trio.Event()
             self.begun.set()
-            log.info("member %s serves under epoch %d", self._member, self.number)
+            log.info("member %s serves under epoch %d", self._member, self.number,
+                     extra=fields(member=self._member, epoch=self.number, index=outcome.index))
             return self.number
 
     async def execute(self, command: Command, *, timeout_s: float = OPERATION_LIMIT_S) -> Outcome:

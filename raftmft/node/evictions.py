@@ -14,6 +14,7 @@ from raftmft.core.commands import BanAdd, SessionKill, UserRemove, UserSet
 from raftmft.core.machine import Entry
 from raftmft.core.outcome import Outcome
 from raftmft.node.workers import Workers
+from raftmft.wire.loglines import fields
 
 log = logging.getLogger(__name__)
 
@@ -62,11 +63,13 @@ class Evictions:
             for worker in list(self._workers.live.values()):
                 for session, user in list(worker.sessions.items()):
                     if user in users:
-                        log.info("session %d ends: user %s was disabled or removed", session, user)
+                        log.info("session %d ends: user %s was disabled or removed", session, user,
+                                 extra=fields(**worker.about(session)))
                         await self._workers.kill_session(session, "user disabled or removed")
             for session, (looks, reason) in list(self._sessions.items()):
+                about = self._workers.about(session)
                 if await self._workers.kill_session(session, reason):
-                    log.info("session %d ends: %s", session, reason)
+                    log.info("session %d ends: %s", session, reason, extra=fields(reason=reason, **about))
                     looks = 1
                 if looks <= 1:
                     del self._sessions[session]

@@ -28,6 +28,7 @@ from raftmft.node.refusal import refusal
 from raftmft.node.throttle import AddressRates, drop_chance
 from raftmft.node.workers import Workers
 from raftmft.wire.frames import FrameError
+from raftmft.wire.loglines import fields
 from raftmft.wire.proxy_header import MOST_BYTES, HeaderReader
 
 log = logging.getLogger(__name__)
@@ -160,7 +161,8 @@ class FrontDoor:
                 return
             except OSError as error:
                 self.relayed -= 1
-                log.warning("member %s did not take a connection (%s); trying here", target, error)
+                log.warning("member %s did not take a connection (%s); trying here", target, error,
+                            extra=fields(member=target, address=client))
                 target = self._me if self._choose() is not None else None
         with self._decide():
             if target is None:
@@ -178,9 +180,9 @@ class FrontDoor:
             with trio.fail_after(PROXY_LIMIT_S):
                 return await _read_proxy_header(connection) or peer
         except trio.TooSlowError:
-            self._closes("proxy", peer[0], f"not within {PROXY_LIMIT_S:g} s")
+            self._closes("proxy", format_address(peer), f"not within {PROXY_LIMIT_S:g} s")
         except (FrameError, OSError) as error:
-            self._closes("proxy", peer[0], error)
+            self._closes("proxy", format_address(peer), error)
         return None
 
     async def _waits_its_turn(self, client: str) -> bool:
@@ -213,9 +215,9 @@ class FrontDoor:
             return False
         return True
 
-    def _closes(self, why: str, *values: object) -> None:
+    def _closes(self, why: str, address: str, *values: object) -> None:
         self.counts[why] += 1
-        self._says[why].say(_WHY[why], *values)
+        self._says[why].say(_WHY[why], address, *values, extra=fields(address=address, reason=why))
 
     # --- who serves it? ---------------------------------------------------------------------------
     @contextmanager
@@ -243,7 +245,8 @@ class FrontDoor:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await worker.hand_over(connection, client, deadline)
         except OSError as error:
-            log.warning("worker %d did not take a connection: %s", worker.number, error)
+            log.warning("worker %d did not take a connection: %s", worker.number, error,
+                        extra=fields(worker=worker.number, address=client))
             connection.close()
 
     async def refuse(self, connection: socket.socket) -> None:

@@ -19,6 +19,7 @@ from raftmft.core.commands import Bootstrap, Envelope, ExpireMember, MemberReady
 from raftmft.core.errors import RaftmftError
 from raftmft.node.state import ReplicatedState
 from raftmft.raft.driver import RaftDriver
+from raftmft.wire.loglines import fields
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class LeaderDuties:
                 continue
             epoch = machine.members.epoch(member)
             if machine.sessions.count(member):
-                log.warning("member %s is dead; its sessions end", member)
+                log.warning("member %s is dead; its sessions end", member, extra=fields(member=member, epoch=epoch))
                 await self._driver.propose(Envelope(ExpireMember(member, epoch)), timeout_s=ATTEMPT_S)
         await self._walk_members()
 
@@ -79,5 +80,5 @@ class LeaderDuties:
         if status.is_settled:
             for row in rows:
                 if not row.joined and row.id in status.configuration.voters:
-                    log.info("member %s has caught up and votes", row.name)
+                    log.info("member %s has caught up and votes", row.name, extra=fields(member=row.id))
                     await self._driver.propose(Envelope(MemberReady(row.id)), timeout_s=ATTEMPT_S)

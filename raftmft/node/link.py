@@ -16,6 +16,7 @@ from raftmft.core.errors import NoQuorum, OutcomeUnknown, RaftmftError
 from raftmft.core.outcome import Outcome
 from raftmft.wire import frames
 from raftmft.wire import link as wire
+from raftmft.wire.loglines import fields
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,8 @@ class Link:
             status, value = wire.FAILED, str(trouble)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             # Either the worker sent nonsense or we have a bug: say so loudly, answer, and live.
-            log.exception("request %s from a worker failed", op)
+            log.exception("request %s from a worker failed", op, extra=fields(
+                request=op, op=args.get("op") or "", session=args.get("session"), upload=args.get("upload")))
             status, value = wire.FAILED, f"{op} failed inside the node ({type(error).__name__}); see its log"
         finally:
             slots.release()

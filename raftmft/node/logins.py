@@ -21,6 +21,7 @@ from raftmft.node.batches import Batcher
 from raftmft.node.epoch import Epoch
 from raftmft.node.link import Rejected
 from raftmft.node.state import ReplicatedState
+from raftmft.wire.loglines import fields
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +118,8 @@ class Logins:
                 LoginRefused(self._member, tuple((*key, count) for key, count in taken.items())))
         except OutcomeUnknown:
             # Under a new id it could be recorded twice: one record too few is the lesser lie about strangers.
-            log.warning("%d refused logins may not be in the audit log: the outcome is unknown", sum(taken.values()))
+            log.warning("%d refused logins may not be in the audit log: the outcome is unknown", sum(taken.values()),
+                        extra=fields(count=sum(taken.values())))
         except BaseException:
             for key, count in taken.items():
                 self._refused[key] = self._refused.get(key, 0) + count

@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 
 from raftmft.core.errors import ConfigError
-from raftmft.wire.loglines import LineFormatter
+from raftmft.wire.loglines import LineFormatter, fields
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class LogFile:
             fd = _open(self._path)
         except OSError as error:
             log.error("%s cannot be opened again (%s): lines go on into the file from before", self._path,
-                      error.strerror)
+                      error.strerror, extra=fields(file=self._path))
             return False
         os.dup2(fd, self.fd, inheritable=False)
         os.close(fd)

@@ -17,6 +17,7 @@ import trio
 from raftmft.core.errors import NoQuorum, OutcomeUnknown, RaftmftError
 from raftmft.core.names import clipped, path_text
 from raftmft.node.link import Rejected
+from raftmft.wire.loglines import MOST_USER_CHARS
 
 log = logging.getLogger("raftmft.operations")
 
@@ -30,7 +31,7 @@ LEVELS = {
 """Which requests of a worker are told of, and at which level. Checkpoints come by the megabyte."""
 NAMES = {"fs.open": "open", "fs.begin": "open to write", "fs.end": "end upload", "auth.password": "login",
          "auth.login": "login", "session.end": "logout"}
-MOST_ID_CHARS, MOST_USER_CHARS = 32, 80
+MOST_ID_CHARS = 32
 
 
 class _Note:

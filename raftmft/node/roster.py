@@ -25,6 +25,7 @@ from raftmft.core.outcome import Outcome
 from raftmft.node.datadir import Seed
 from raftmft.node.state import ReplicatedState
 from raftmft.wire.frames import FrameError, unpack
+from raftmft.wire.loglines import fields
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,8 @@ class Roster:
         if index <= self._state.applied or index <= self._introduced[0]:
             return
         if set(contacts) - set(self._contacts.values()):
-            log.info("member %s tells of members that are not listed here yet", member)
+            log.info("member %s tells of members that are not listed here yet", member,
+                     extra=fields(member=member, index=index))
         self._introduced = (index, contacts)
         self._changed()
 

@@ -16,6 +16,7 @@ from raftmft.core.errors import RaftmftError
 from raftmft.core.machine import Entry
 from raftmft.core.outcome import Outcome
 from raftmft.node.workers import Worker
+from raftmft.wire.loglines import fields
 
 log = logging.getLogger(__name__)
 
@@ -55,4 +56,5 @@ class Takeovers:
                     with trio.move_on_after(TELL_LIMIT_S):
                         await worker.link.request("upload.revoked", {"upload": upload})
                 except (OSError, RaftmftError, trio.BrokenResourceError, trio.ClosedResourceError) as trouble:
-                    log.debug("upload %d was taken over, and its worker cannot be told: %s", upload, trouble)
+                    log.debug("upload %d was taken over, and its worker cannot be told: %s", upload, trouble,
+                              extra=fields(upload=upload, worker=worker.number))

@@ -20,6 +20,7 @@ import trio
 
 from raftmft.core.errors import RaftmftError
 from raftmft.node.link import Link
+from raftmft.wire.loglines import fields
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,10 @@ class Worker:
         self._handed_over = 0
         self._at_door = trio.Lock()  # two that wait for room in one socket are an error to trio
         self.bytes_in = self.bytes_out = 0
+
+    def about(self, session: int) -> dict[str, Any]:
+        """A session of this worker in the fields of a log line."""
+        return {"session": session, "user": self.sessions.get(session, ""), "address": self.addresses.get(session, "")}
 
     @property
     def waiting(self) -> int:
@@ -102,7 +107,8 @@ class Worker:
                 await self.link.request("conn.kill", {"connections": numbers, "reason": reason})
         except (RaftmftError, trio.BrokenResourceError, trio.ClosedResourceError) as trouble:
             # They end at the latest when their time to log in is over, and no login of theirs is taken.
-            log.warning("worker %d did not end %d connections: %s", self.number, len(numbers), trouble)
+            log.warning("worker %d did not end %d connections: %s", self.number, len(numbers), trouble,
+                        extra=fields(worker=self.number, count=len(numbers), reason=reason))
 
 
 class Workers:
@@ -127,6 +133,11 @@ class Workers:
         """The live worker with the fewest sessions; None if there is none."""
         return min(self.live.values(), key=lambda w: w.load, default=None)
 
+    def about(self, session: int) -> dict[str, Any]:
+        """A session in the fields of a log line, as far as it is known here."""
+        worker = next((worker for worker in self.live.values() if session in worker.sessions), None)
+        return {"session": session} if worker is None else worker.about(session)
+
     async def drain(self, timeout_s: float) -> None:
         """Asks every worker to checkpoint partials and end its sessions, for at most `timeout_s`."""
         self._stopping = True
@@ -148,7 +159,8 @@ class Workers:
             try:
                 await worker.write_to(fd)
             except (OSError, trio.ClosedResourceError) as trouble:
-                log.warning("worker %d goes on with the log file from before: %s", worker.number, trouble)
+                log.warning("worker %d goes on with the log file from before: %s", worker.number, trouble,
+                            extra=fields(worker=worker.number))
 
         if self._log_fd is not None:
             async with trio.open_nursery() as nursery:
@@ -163,7 +175,8 @@ class Workers:
                     with trio.move_on_after(5):
                         await worker.link.request("session.kill", {"session": session, "reason": reason})
                 except (RaftmftError, trio.BrokenResourceError, trio.ClosedResourceError) as trouble:
-                    log.warning("worker %d did not end session %d: %s", worker.number, session, trouble)
+                    log.warning("worker %d did not end session %d: %s", worker.number, session, trouble,
+                                extra=fields(worker=worker.number, reason=reason, **worker.about(session)))
                 return True
         return False
 
@@ -180,12 +193,12 @@ class Workers:
             try:
                 await self._run_one(number)
             except OSError as error:
-                log.error("worker %d could not be started: %s", number, error)
+                log.error("worker %d could not be started: %s", number, error, extra=fields(worker=number))
             if self._stopping:
                 return
             pause = RESTART_PAUSE_S if trio.current_time() - begun > STEADY_AFTER_S else min(
                 2 * pause, RESTART_PAUSE_MOST_S)
-            log.warning("worker %d ended; starting another in %.1f s", number, pause)
+            log.warning("worker %d ended; starting another in %.1f s", number, pause, extra=fields(worker=number))
             await trio.sleep(pause)
 
     async def _run_one(self, number: int) -> None:

@@ -31,6 +31,7 @@ from pysyncobj.journal import Journal as PysyncobjJournal
 from raftmft.core.errors import CorruptFile, RaftmftError
 from raftmft.raft.disk import Disk, File, OsDisk
 from raftmft.raft.messages import LogEntry
+from raftmft.wire.loglines import fields
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class Journal(PysyncobjJournal):
                     )
                 later = data.find(_MARK, later + 1)
             text = "%s: cut off %d bytes of an unfinished write at byte %d"
-            logger.warning(text, self.path, len(data) - offset, offset)
+            logger.warning(text, self.path, len(data) - offset, offset, extra=fields(file=self.path))
             file.truncate(offset)
         file.sync()
         # The sync above: bytes that a killed process had written but not yet synced are promises from here on.

@@ -36,6 +36,7 @@ from raftmft.raft.timing import Timing
 from raftmft.raft.transport import Outgoing
 from raftmft.wire.commands import decode_envelope
 from raftmft.wire.frames import FrameError
+from raftmft.wire.loglines import fields
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +193,8 @@ class Replica:
         now = patches.monotonic()
         if now - self._dropped_logged_at >= 10.0:
             self._dropped_logged_at = now
-            logger.warning("dropped a raft message of %.64r: %s (%d so far)", member, reason, self._dropped)
+            logger.warning("dropped a raft message of %.64r: %s (%d so far)", member, reason, self._dropped,
+                           extra=fields(member=member, count=self._dropped))
 
     def status(self) -> RaftStatus:
         """How this member sees the cluster now."""

@@ -19,11 +19,12 @@ from collections import deque
 from typing import Protocol
 
 from raftmft.core.errors import RaftmftError
+from raftmft.sftp import opids, status
 from raftmft.sftp import packets as p
-from raftmft.sftp import status
 from raftmft.sftp.extended import OFFERED
 from raftmft.sftp.names import BadPath
 from raftmft.sftp.operations import Buffers, Operations
+from raftmft.wire.loglines import fields
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class Engine:
             for body in self._packets.feed(data):
                 self._accept(p.parse(body) if self._is_begun else self._begin(body), len(body))
         except p.PacketError as error:
-            log.info("an SFTP session is ended: %s", error)
+            log.info("an SFTP session is ended: %s", error, extra=fields(**self._operations.about))
             self._exit_status = 1
             self.eof()
         if not self._is_paused and (len(self._queue) > MOST_QUEUED or self._queued_bytes > MOST_QUEUED_BYTES):
@@ -178,7 +179,8 @@ class Engine:
             return [p.status_reply(request.id, *status.status_of(trouble))]
         except Exception:
             # Our bug: say so loudly, answer this request, and let the session's other files live.
-            log.exception("an SFTP request %s failed", type(request).__name__)
+            log.exception("an SFTP request %s failed", type(request).__name__, extra=fields(
+                request=type(request).__name__, op=opids.present(), **self._operations.about))
             return [p.status_reply(request.id, status.FAILURE, "internal error; see the server's log")]
 
     async def _end(self) -> None:

@@ -36,6 +36,11 @@ class Session:
         self._uploads: dict[int, Upload] = {}
         self.ended = asyncio.Event()
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """This session in the fields of a log line."""
+        return {"session": self.id, "user": self.user, "address": self.address}
+
     def upload(self, number: int) -> Upload | None:
         """The session's own open upload of this id."""
         return self._uploads.get(number)

@@ -16,6 +16,7 @@ from raftmft.core.errors import NoQuorum, OutcomeUnknown, RaftmftError
 from raftmft.core.outcome import Code
 from raftmft.wire import frames
 from raftmft.wire import link as wire
+from raftmft.wire.loglines import fields
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +142,8 @@ class Link(asyncio.Protocol):
         except RaftmftError as trouble:
             status, value = wire.FAILED, str(trouble)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            log.exception("the node's request %s failed", request.op)
+            log.exception("the node's request %s failed", request.op, extra=fields(
+                request=request.op, session=request.args.get("session"), upload=request.args.get("upload")))
             status, value = wire.FAILED, f"{request.op} failed inside the worker ({type(error).__name__})"
         if self._transport is not None and not self._is_lost:
             self._transport.write(wire.reply(request.id, status, value))

@@ -39,6 +39,7 @@ class Operations:
     def __init__(self, link: Link, writer: ChunkWriter, reader: ChunkReader, session: Session, window: int) -> None:
         self._link, self._writer, self._reader = link, writer, reader
         self._session, self._window = session, window
+        self.about = session.about
         self._handles = Handles(session)
         self._lookup = Lookup(link, session)
         self._ask = self._lookup.ask

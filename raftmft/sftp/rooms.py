@@ -20,6 +20,7 @@ from raftmft.sftp.engine import Channel, Engine, Traffic
 from raftmft.sftp.files import Session
 from raftmft.sftp.link import Link, Refused
 from raftmft.sftp.operations import Operations
+from raftmft.wire.loglines import fields
 
 if TYPE_CHECKING:
     from raftmft.sftp.server import Client, Server
@@ -72,7 +73,8 @@ class Rooms:
     def end_orphan(self, asked: asyncio.Future[Any]) -> None:
         """A login was committed (or refused) after its connection had gone."""
         if not asked.cancelled() and asked.exception() is None:
-            self.spawn(self._say_end(int(asked.result()["session"]), "closed"))
+            number = int(asked.result()["session"])
+            self.spawn(self._say_end(number, {"session": number}, "closed"))
 
     def engine(self, session: Session, channel: Channel, is_clear: asyncio.Event) -> Engine:
         """The engine of a new SFTP channel."""
@@ -154,13 +156,15 @@ class Rooms:
     async def _end(self, session: Session, engines: list[asyncio.Task[None]]) -> None:
         for result in await asyncio.gather(*engines, return_exceptions=True):
             if isinstance(result, Exception):
-                log.error("session %d: what was open could not be ended", session.id, exc_info=result)
-        await self._say_end(session.id, self._reasons.pop(session.id, "closed"))
+                log.error("session %d: what was open could not be ended", session.id, exc_info=result,
+                          extra=fields(**session.about))
+        await self._say_end(session.id, session.about, self._reasons.pop(session.id, "closed"))
         self._sessions.pop(session.id, None)
         session.ended.set()
 
-    async def _say_end(self, number: int, reason: str) -> None:
+    async def _say_end(self, number: int, about: dict[str, Any], reason: str) -> None:
         try:
             await self.link.request("session.end", {"session": number, "reason": reason})
         except RaftmftError as trouble:
-            log.info("the end of session %d is not committed (%s); it expires with this node's epoch", number, trouble)
+            log.info("the end of session %d is not committed (%s); it expires with this node's epoch", number, trouble,
+                     extra=fields(reason=reason, **about))

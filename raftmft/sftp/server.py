@@ -21,6 +21,7 @@ from raftmft.sftp.engine import Engine
 from raftmft.sftp.files import Session
 from raftmft.sftp.link import Refused
 from raftmft.sftp.rooms import Rooms
+from raftmft.wire.loglines import fields
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +205,8 @@ class Server(asyncssh.SSHServer):
             try:
                 answer = await self._rooms.link.request("auth.keys", {"user": username})
             except RaftmftError as trouble:
-                log.info("a login could not be checked: %s", trouble)
+                log.info("a login could not be checked: %s", trouble,
+                         extra=fields(user=username, address=self.client.address))
                 return False
             self._keys = (username, [known for line in answer["keys"] if (known := _key(line)) is not None],
                           int(answer["credential"]))
@@ -279,7 +281,7 @@ class Server(asyncssh.SSHServer):
         except Refused:
             return False
         except RaftmftError as trouble:
-            log.info("a login could not be committed: %s", trouble)
+            log.info("a login could not be committed: %s", trouble, extra=fields(user=user, address=client.address))
             return False
         self.session = Session(int(answer["session"]), user, int(answer["uid"]), client.address)
         self._rooms.entered(self)

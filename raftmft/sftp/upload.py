@@ -33,6 +33,7 @@ from raftmft.sftp.link import Link, Refused
 from raftmft.sftp.names import Path
 from raftmft.sftp.seals import Seals, StreamDigest
 from raftmft.sftp.slots import SlotTable
+from raftmft.wire.loglines import fields
 
 log = logging.getLogger(__name__)
 
@@ -271,7 +272,8 @@ class Upload:
         try:
             await self.link.request("fs.end", {**self.told, "keep": keep})
         except RaftmftError as trouble:
-            log.debug("upload %d is ended with its session: %s", self.id, trouble)
+            log.debug("upload %d is ended with its session: %s", self.id, trouble,
+                      extra=fields(upload=self.id, session=self.session, op=opids.present()))
 
     def close(self) -> None:
         """Lets go of memory; own read handles may go on to read what was stored."""

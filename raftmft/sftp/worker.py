@@ -29,7 +29,7 @@ from raftmft.sftp.link import Link
 from raftmft.sftp.rooms import Rooms
 from raftmft.sftp.server import Client, Connection, assert_patched_names, server_options
 from raftmft.wire.frames import FrameError, unpack
-from raftmft.wire.loglines import LineFormatter
+from raftmft.wire.loglines import LineFormatter, fields
 
 log = logging.getLogger("raftmft.sftp.worker")
 
@@ -117,7 +117,8 @@ class Worker:
         try:
             await loop.connect_accepted_socket(lambda: Connection(loop, self._options, client), connection)
         except OSError as error:
-            log.debug("a connection from %s was gone before it began: %s", client.address, error)
+            log.debug("a connection from %s was gone before it began: %s", client.address, error,
+                      extra=fields(address=client.address))
             connection.close()
             self._rooms.ended(client)
 

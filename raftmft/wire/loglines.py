@@ -7,9 +7,30 @@ import logging
 from datetime import UTC, datetime
 from typing import Any
 
-from raftmft.core.names import one_line
+from raftmft.core.names import clipped, one_line
 
 MOST_EVENT_CHARS = 8192
+MOST_USER_CHARS = 80
+CHUNK_CHARS = 16
+"""So much of a chunk's id tells it from all others that a log will ever name."""
+
+
+def fields(*, op: str = "", session: int | None = None, user: str = "", address: str = "", member: str = "",
+           upload: int | None = None, index: int | None = None, epoch: int | None = None, worker: int | None = None,
+           chunk: bytes = b"", file: object = None, request: str = "", actor: str = "", reason: str = "",
+           count: int | None = None) -> dict[str, dict[str, Any]]:
+    """logging's `extra` with these values; what is not known is left out. One thing has one name in every line.
+
+    `op` is the SFTP operation's id; `session`, `user` and `address` (HOST:PORT; or of a host that knocks) tell of a
+    client, `member` is a member's id, `index` a Raft index, `epoch` a member's, `worker` a worker's number, `chunk` a
+    chunk's id, `file` one of this host's; `request` is what a worker, a peer or an administrator (`actor`) asked for.
+    Operation lines (node/oplog.py) have some more.
+    """
+    given = {"op": op, "session": session, "user": clipped(user, MOST_USER_CHARS), "address": address,
+             "member": member, "upload": upload, "index": index, "epoch": epoch, "worker": worker,
+             "chunk": chunk.hex()[:CHUNK_CHARS], "file": file, "request": request, "actor": actor, "reason": reason,
+             "count": count}
+    return {"fields": {name: value for name, value in given.items() if value is not None and value != ""}}
 
 
 class LineFormatter(logging.Formatter):

@@ -39,6 +39,10 @@ def test_json_lines_parse_and_hold_no_secret(cluster: Cluster, tmp_path: Path) -
     assert len(lines) >= 2
     for line in lines:
         assert set(json.loads(line)) >= {"time", "level", "process", "logger", "event"}, line
+    told = [json.loads(line) for line in lines]
+    assert [line["worker"] for line in told if "starting another" in line["event"]] == [0]
+    (boot,) = [line for line in told if "serves under epoch" in line["event"]]
+    assert boot["epoch"] >= 2 and boot["index"] and boot["member"] in boot["event"]
     assert cluster.about["users"][0]["password"].encode() not in log.read_bytes()
 
 

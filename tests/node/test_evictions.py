@@ -19,9 +19,12 @@ class FakeWorkers:
     """One worker with sessions; remembers whom it was told to end."""
 
     def __init__(self) -> None:
-        self.worker = SimpleNamespace(sessions={1: "ann", 2: "bob", 3: "ann"}, half_open={})
+        self.worker = SimpleNamespace(sessions={1: "ann", 2: "bob", 3: "ann"}, half_open={}, about=self.about)
         self.live = {0: self.worker}
         self.killed: list[int] = []
+
+    def about(self, session: int) -> dict[str, Any]:
+        return {"session": session, "user": self.worker.sessions.get(session, ""), "address": ""}
 
     async def kill_session(self, session: int, reason: str) -> bool:
         await trio.lowlevel.checkpoint()
@@ -39,14 +42,17 @@ def apply(evictions: Evictions, command: Command, outcome: Outcome | None = None
 @pytest.mark.parametrize(("command", "ends"), [
     (UserRemove("ann"), [1, 3]), (UserSet("ann", enabled=False), [1, 3]), (UserSet("ann", enabled=True), []),
     (UserSet("ann", quota_bytes=1), []), (SessionKill(2), [2]), (SessionKill(7), [])])
-async def test_who_is_ended(command: Command, ends: list[int], autojump_clock: Any) -> None:
+async def test_who_is_ended(command: Command, ends: list[int], autojump_clock: Any, caplog: Any) -> None:
+    caplog.set_level("INFO")
     workers = FakeWorkers()
+    users = dict(workers.worker.sessions)
     evictions = Evictions(workers, lambda network: None)  # type: ignore[arg-type]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(evictions.run)
         apply(evictions, command)
         await trio.testing.wait_all_tasks_blocked()
         assert workers.killed == ends
+        assert [(r.fields["session"], r.fields["user"]) for r in caplog.records] == [(s, users[s]) for s in ends]
         apply(evictions, command, Outcome(9, {}, Rejection(Code.NO_SESSION, "no")))
         await trio.testing.wait_all_tasks_blocked()
         assert workers.killed == ends, "a refused command ends nobody"

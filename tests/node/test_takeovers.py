@@ -18,7 +18,7 @@ class FakeWorker:
 
     def __init__(self, trouble: Exception | None = None) -> None:
         self.told: list[tuple[str, dict[str, Any]]] = []
-        self.link, self.trouble = self, trouble
+        self.link, self.trouble, self.number = self, trouble, 0
 
     async def request(self, op: str, args: dict[str, Any]) -> Any:
         self.told.append((op, args))
