@@ -30,7 +30,8 @@ from raftmft.node.datadir import DataDir
 from raftmft.node.genesis import FirstMember, make_cluster
 from raftmft.node.settings import Settings
 from raftmft.node.state import close_state, open_state
-from raftmft.raft import journal
+from raftmft.raft import segment
+from raftmft.raft.journal import Journal
 from raftmft.store import format
 from raftmft.store.index import ChunkIndex
 from raftmft.store.writer import SegmentWriter
@@ -40,7 +41,7 @@ CHUNK = b"content" * 1000
 OTHER = 9
 KNOWN = {
     "seed.json": b'{\n "raftmft": "seed",\n "format": ',
-    "raft/journal": journal.MAGIC,
+    "raft/journal.*": segment.MAGIC,
     "state/state.db": b"SQLite format 3\0",
     "state/clean": datadir.CLEAN_MAGIC,
     "chunks/*.seg": format.SEGMENT_MAGIC,
@@ -75,7 +76,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_cluster("files", [FirstMember(folder, Settings("n1", "127.0.0.1", "127.0.0.1", sftp, peer, gossip,
                                                         admin_port=admin))])
     data_dir = DataDir(folder)
-    journal.Journal(str(data_dir.journal)).close()
+    Journal(str(data_dir.journal)).close()
     close_state(open_state(data_dir), data_dir)
     writer = SegmentWriter(data_dir.chunks, "w", 1 << 20)
     writer.append(blake3(CHUNK).digest(), CHUNK)
@@ -123,7 +124,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], path: Path, known: in
 
 @pytest.mark.parametrize(("name", "known", "place"), [
     ("seed.json", datadir.SEED_FORMAT, (b'"format": ', b"")),
-    ("raft/journal", journal.VERSION, (16, "<I")),
+    ("raft/journal.*", segment.VERSION, (16, "<I")),
     ("state/state.db", schema.FORMAT_VERSION, (60, ">I")),
     ("state/clean", datadir.CLEAN_FORMAT, (datadir.CLEAN_MAGIC, b"")),
     ("chunks/*.seg", format.VERSION, (8, ">I")),

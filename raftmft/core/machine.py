@@ -9,6 +9,7 @@ the transaction is rolled back, the machine takes no more entries, and the node 
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -153,6 +154,28 @@ class Machine:
         """SHA-256 (hex) of the whole state: equal on all members at equal `applied`. See schema.digest for its cost."""
         return schema.digest(self._db)
 
+    def copy_to(self, path: str) -> int:
+        """A whole copy of the state as of one moment, in a new file at `path`; the Raft index it is of. For a thread:
+        batches go on being applied meanwhile. The copy is not synced.
+        """
+        return schema.copy(self.path, path)
+
+    def load(self, path: str) -> None:
+        """Takes the state in the file at `path`, made by `copy_to` on any member, in place of the present one. The file
+        is moved. Raises CorruptFile if it is no state, OSError: then the machine must not be used any more.
+        """
+        schema.check_format(path)
+        self._failed = True  # until it ends well
+        self._db.close()
+        schema.discard(self.path)  # with the old file's side files, which would be taken for the new one's
+        os.rename(path, self.path)
+        self._db = schema.open_state(self.path)
+        self._state.reopen(self._db)
+        self._dedup = Dedup(self._db)
+        self.audit = AuditLog(self._db)
+        self._forget()
+        self._failed = False
+
     def close(self) -> None:
         """Closes the file. When this returns, all that was applied is on disk, and the node may call its stop clean.
 
@@ -264,6 +287,10 @@ class Machine:
         self._db.execute("ROLLBACK TO entry")
         self._db.execute("RELEASE entry")
         self._state.rewind(mark)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drops what rooms hold of the database in memory."""
         self.settings.forget()
         self.options.forget()
         self.bans.forget()

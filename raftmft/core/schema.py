@@ -157,6 +157,29 @@ def open_reader(path: str) -> sqlite3.Connection:
     return db
 
 
+def copy(path: str, target: str) -> int:
+    """Copies the state at `path` as of one moment into a new file at `target`; the Raft index that it is of.
+
+    For a thread: the moment is pinned by a read transaction, and the writing connection goes on meanwhile. `target` is
+    not synced. Raises as `open_reader` does.
+    """
+    reader = open_reader(path)
+    try:
+        reader.execute("BEGIN")
+        (applied,) = reader.execute("SELECT applied FROM clock").fetchone()
+        discard(target)
+        made = sqlite3.connect(target, isolation_level=None)
+        try:
+            made.execute("PRAGMA journal_mode=OFF")
+            made.execute("PRAGMA synchronous=OFF")
+            reader.backup(made)
+        finally:
+            made.close()
+    finally:
+        reader.close()
+    return int(applied)
+
+
 def check_format(path: str) -> None:
     """Raises CorruptFile as `open_state` does, without changing the database: no side file is made."""
     still = "" if os.path.exists(path + "-wal") else "&immutable=1"  # a WAL that a reader kept alive must be read, too

@@ -29,6 +29,10 @@ class State:
                  "now_ms")
 
     def __init__(self, db: sqlite3.Connection) -> None:
+        self.reopen(db)
+
+    def reopen(self, db: sqlite3.Connection) -> None:
+        """Goes on with another database. Whoever keeps this State keeps it; whoever kept the old `db` has nothing."""
         self.db = db
         (self.applied, self.now_ms, self.next_sweep_ms, self.next_uid, self.audit_count, self.audit_head) = db.execute(
             "SELECT applied, time_ms, next_sweep_ms, next_uid, audit_count, audit_head FROM clock").fetchone()

@@ -120,7 +120,7 @@ class Node:
     # --- parts ------------------------------------------------------------------------------------
     def _make_raft(self) -> None:
         journal_path = self.data_dir.journal
-        if self.data_dir.state.exists() and not journal_path.exists():
+        if self.data_dir.state.exists() and not Journal.exists(str(journal_path)):
             raise ConfigError(f"{journal_path} is lost: this member must not vote with forgotten state; restore "
                               "the whole directory, or remove the member and let a new one join")
         journal = Journal(str(journal_path))

@@ -2,7 +2,7 @@
 
 raftmft.toml   settings of this host          seed.json   cluster id, first members (no open secrets)
 keys/          ca.crt node.crt node.key cluster.key (0700; files 0600)
-raft/journal   the Raft log, term and vote    state/      the state machine's SQLite file
+raft/journal.* the Raft log, term and vote    state/      the state machine's SQLite file
 chunks/        segments                       admin.sock, admin.token (0600), node.pid, lock
 """
 
@@ -81,7 +81,7 @@ class DataDir:
 
     @property
     def journal(self) -> Path:
-        """The Raft journal."""
+        """The Raft journal: what the names of its segments begin with."""
         return self.path / "raft" / "journal"
 
     @property

@@ -252,7 +252,7 @@ class BaseEngine(SyncObj):
     def _SyncObj__onMessageReceived(self, node: Node, message: Any) -> None:
         raise AssertionError("messages come through Engine.receive")
 
+
 def _configurations_in(journal: Journal) -> list[tuple[int, Configuration]]:
-    """(index, configuration) of every one in the log."""
-    kind = configuration.KIND
-    return [(index, configuration.decode(command)) for command, index, _ in journal[:] if command[:1] == kind]
+    """(index, configuration) of every one in the log, and of the one in force at its base."""
+    return [(index, configuration.decode(command)) for index, command in journal.configurations]

@@ -11,12 +11,18 @@ from typing import Protocol
 
 from raftmft.core.errors import ConfigError
 
+NEW = ".new"
+"""Ends the name of a file that is still being made."""
+
 
 class File(Protocol):
     """One open, locked file that grows at its end."""
 
     def read(self) -> bytes:
         """All of it."""
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset` on; fewer at the file's end."""
 
     def append(self, data: bytes) -> None:
         """Writes all of `data` at the end; not durable."""
@@ -39,6 +45,12 @@ class Disk(Protocol):
 
     def create(self, path: str, content: bytes) -> File:
         """A new file (0600) that after any crash either is not there or holds at least `content`."""
+
+    def names(self, prefix: str) -> list[str]:
+        """The paths that begin with `prefix`, sorted, of files that `create` made whole."""
+
+    def remove(self, path: str) -> None:
+        """Takes the file away; after a crash it may be there again. No error if there is none."""
 
 
 class OsFile:
@@ -63,6 +75,10 @@ class OsFile:
             parts.append(part)
             offset += len(part)
         return b"".join(parts)
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset` on; fewer at the file's end."""
+        return os.pread(self._fd, size, offset)
 
     def append(self, data: bytes) -> None:
         """Writes all of `data` at the end."""
@@ -101,7 +117,7 @@ class OsDisk:
 
     def create(self, path: str, content: bytes) -> OsFile:
         """Written under another name, fsynced, renamed, and the directory fsynced."""
-        temporary = path + ".new"
+        temporary = path + NEW
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         file = OsFile(temporary, fd)
         try:
@@ -117,3 +133,16 @@ class OsDisk:
             file.close()
             raise
         return file
+
+    def names(self, prefix: str) -> list[str]:
+        """The finished files whose paths begin with `prefix`."""
+        folder, start = os.path.split(prefix)
+        return sorted(os.path.join(folder, name) for name in os.listdir(folder or ".")
+                      if name.startswith(start) and not name.endswith(NEW))
+
+    def remove(self, path: str) -> None:
+        """Unlinks the file."""
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return

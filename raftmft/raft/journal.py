@@ -1,51 +1,35 @@
-"""The Raft log, the term and the vote in one append-only file, behind pysyncobj's Journal interface.
+"""The Raft log, the term and the vote in append-only *segments* (segment.py), behind pysyncobj's Journal interface.
 
 Changes are made in memory and collect as records; `take()` wraps what has collected into one *batch*, `put()` writes
 and fdatasyncs it (in a thread: it touches nothing but the file), `settle()` marks it durable. One batch is under way at
-a time, so after a crash only the last batch of a file can be torn. That is the whole recovery rule: a bad batch with
-nothing valid behind it was never acknowledged and is cut off; a bad batch with a valid one behind it is damage, and the
-file is refused untouched. A batch is valid only at its own offset and under the file's own random salt, so that bytes
-inside a command can never be taken for one.
+a time, so after a crash only the last batch of the last segment can be torn. That is the whole recovery rule: a bad
+batch with nothing valid behind it was never acknowledged and is cut off; all else is damage, and refused untouched.
 
-    file    = MAGIC(16) version(u32) salt(u64) crc32(u32) batch*
-    batch   = "RMFB" length(u32) offset(u64) crc32(u32, over salt, length, offset, records) records
-    record  = kind(u8) length(u32) body;  all integers little-endian
-    kind 1  entry: index(u64) term(u64) command         kind 2  truncate: every entry from index(u64) on is void
-    kind 3  hard state: term(u64) voted-for(utf-8)      kind 4  commit: index(u64), a hint that saves work at start
-
-The file is locked (flock) while it is open. It only grows: compaction comes with snapshots, as a new file of the same
-format whose first entry may have any index.
+A batch that finds its segment over SEGMENT_BYTES begins the next one. `compact` drops whole segments from the front
+once a snapshot holds what they say; then the log begins at `base_index`, whose term is known and whose command is not.
+`reset_to` makes the log begin behind an installed snapshot. Memory holds the last MEMORY_BYTES of entries and what is
+not committed; older ones are read from the segments (*stretches*: runs of batches, indexed by their first entry).
 """
 
 from __future__ import annotations
 
-import logging
-import struct
-import zlib
+from bisect import bisect_right
 from dataclasses import dataclass
-from random import SystemRandom
 from typing import Any
 
 from pysyncobj.journal import Journal as PysyncobjJournal
 
-from raftmft.core.errors import CorruptFile, RaftmftError
-from raftmft.raft.disk import Disk, File, OsDisk
+from raftmft.core.errors import RaftmftError
+from raftmft.raft import configuration, segment
+from raftmft.raft.disk import Disk, OsDisk
 from raftmft.raft.messages import LogEntry
-from raftmft.wire.loglines import fields
+from raftmft.raft.recovery import Segment, Stretch, read_stretch, recover
 
-logger = logging.getLogger(__name__)
-
-MAGIC = b"raftmft-journal\n"
-VERSION = 1
-_HEADER = struct.Struct("<16sIQI")
-_MARK = b"RMFB"
-_BATCH = struct.Struct("<4sIQI")
-_RECORD = struct.Struct("<BI")
-_ENTRY = struct.Struct("<BIQQ")
-_INDEX = struct.Struct("<BIQ")
-_PAIR = struct.Struct("<QQ")
-_U64 = struct.Struct("<Q")
-_COVERED = struct.Struct("<QIQ")
+SEGMENT_BYTES = 8 << 20
+MEMORY_BYTES = 32 << 20
+ENTRY_COST_BYTES = 150
+"""What an entry takes in memory beside its command, about."""
+STRETCH_BYTES = 64 << 10
 
 
 class JournalFailed(RaftmftError):
@@ -54,147 +38,96 @@ class JournalFailed(RaftmftError):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Bytes to be put on disk as one. `last_index` is the log's end when they were taken."""
+    """Bytes to be put on disk as one. `last_index` is the log's end when they were taken; `fresh`: a new segment."""
 
     data: bytes
     last_index: int
-
-
-def _crc(salt: int, length: int, offset: int, records: bytes | memoryview) -> int:
-    return zlib.crc32(records, zlib.crc32(_COVERED.pack(salt, length, offset)))
+    segment: Segment
+    fresh: bool
 
 
 class Journal(PysyncobjJournal):
     """What this member must not forget. Opening one reads it all, cuts a torn tail, and raises CorruptFile on damage.
 
-    `durable_index` is the highest index up to which memory and disk surely agree.
+    `path` is what the names of its files begin with. `durable_index` is the highest index up to which memory and disk
+    surely agree.
     """
 
     def __init__(self, path: str, *, disk: Disk | None = None) -> None:
         self.path = path
         self.durable_index = 0
+        self.base_index = 0
+        self.configurations: list[tuple[int, bytes]] = []
+        """(index, command) of those in the log, and before them the one in force at its base, if any was."""
         self._entries: list[LogEntry] = []
+        self._memory = 0
+        self._terms: list[tuple[int, int]] = []
+        self._stretches: list[Stretch] = []
+        self._read: tuple[Stretch, int, list[LogEntry]] | None = None
         self._term, self._vote = 0, ""
         self._commit = self._commit_written = 1
         self._pending: list[bytes] = []
         self._dirty_from: int | None = None
+        self._cut_to: int | None = None
+        self._reset = False
         self._under_way: Batch | None = None
         self._failure: str | None = None
-        disk = disk or OsDisk()
-        file = disk.open(path)
-        if file is None:
-            self._salt = SystemRandom().getrandbits(64)
-            head = _HEADER.pack(MAGIC, VERSION, self._salt, 0)[:-4]
-            self._file: File = disk.create(path, head + struct.pack("<I", zlib.crc32(head)))
-            self._end = _HEADER.size
-            return
+        self._disk = disk or OsDisk()
+        self._segments: list[Segment] = []
+        self._void: list[Segment] = []
+        self._compact_to: tuple[int, int] | None = None
+        self._written = (0, 0, b"")
         try:
-            self._recover(file)
+            if not recover(self, self._disk):
+                part, data = self._new_segment()
+                part.file, part.size = self._disk.create(part.path, data), len(data)
+                self._segments.append(part)
         except BaseException:
-            file.close()
+            self._close_files()
             raise
-        self._file = file
 
-    # --- recovery ------------------------------------------------------------------------------------------------
-    def _recover(self, file: File) -> None:
-        data = file.read()
-        self._check_header(data)
-        view = memoryview(data)
-        offset = _HEADER.size
-        while (records := self._batch_at(view, offset)) is not None:
-            self._replay(records, offset)
-            offset += _BATCH.size + len(records)
-        if offset < len(data):
-            later = data.find(_MARK, offset + 1)
-            while later >= 0:
-                if self._batch_at(view, later) is not None:
-                    raise CorruptFile(
-                        f"{self.path} is damaged at byte {offset}: what is there fails its checksum and sound records "
-                        f"follow at byte {later}; nothing was changed. Restore this member from the others"
-                    )
-                later = data.find(_MARK, later + 1)
-            text = "%s: cut off %d bytes of an unfinished write at byte %d"
-            logger.warning(text, self.path, len(data) - offset, offset, extra=fields(file=self.path))
-            file.truncate(offset)
-        file.sync()
-        # The sync above: bytes that a killed process had written but not yet synced are promises from here on.
-        self._end = offset
-        self.durable_index = self.last_index
+    @staticmethod
+    def exists(path: str) -> bool:
+        """Whether a journal with this path was ever written and not lost."""
+        return bool(OsDisk().names(path + "."))
 
-    def _check_header(self, data: bytes) -> None:
-        if len(data) < _HEADER.size or data[:16] != MAGIC:
-            what = "is empty" if not data else "does not begin as a raftmft journal does"
-            raise CorruptFile(f"{self.path} {what}; nothing was changed. Restore this member from the others")
-        _, version, self._salt, crc = _HEADER.unpack_from(data)
-        if version != VERSION:
-            raise CorruptFile(
-                f"{self.path} has journal format {version} and this raftmft knows format {VERSION} only; "
-                "nothing was changed. Run the release that wrote it"
-            )
-        if crc != zlib.crc32(data[: _HEADER.size - 4]):
-            raise CorruptFile(f"{self.path}: the header (byte 0) fails its checksum; nothing was changed")
-
-    def _batch_at(self, view: memoryview, offset: int) -> memoryview | None:
-        start = offset + _BATCH.size
-        if start > len(view):
-            return None
-        mark, length, at, crc = _BATCH.unpack_from(view, offset)
-        if mark != _MARK or at != offset or not 0 < length <= len(view) - start:
-            return None
-        records = view[start : start + length]
-        return records if _crc(self._salt, length, offset, records) == crc else None
-
-    def _replay(self, records: memoryview, offset: int) -> None:
-        """Applies sound records. What a writer of this format cannot have written is refused as damage."""
-        at = 0
-        try:
-            while at < len(records):
-                kind, length = _RECORD.unpack_from(records, at)
-                at += _RECORD.size
-                body = records[at : at + length]
-                if len(body) < length:
-                    raise ValueError("a record is cut short")
-                at += length
-                self._replay_record(kind, body)
-        except (ValueError, struct.error) as error:
-            text = f"{self.path}: the batch at byte {offset} makes no sense ({error}); nothing was changed"
-            raise CorruptFile(text) from None
-
-    def _replay_record(self, kind: int, body: memoryview) -> None:
-        if kind == 1:
-            index, term = _PAIR.unpack_from(body)
-            if self._entries and (index != self.last_index + 1 or term < self._entries[-1][2]):
-                raise ValueError(f"entry {index} of term {term} follows entry {self.last_index}")
-            self._entries.append((bytes(body[16:]), index, term))
-        elif kind == 2:
-            (index,) = _U64.unpack(body)
-            if not self._entries or not self._entries[0][1] < index <= self.last_index:
-                raise ValueError(f"entries from {index} are void but the log ends at {self.last_index}")
-            del self._entries[index - self._entries[0][1] :]
-        elif kind == 3:
-            (self._term,) = _U64.unpack_from(body)
-            self._vote = str(body[8:], "utf-8")
-        elif kind == 4:
-            (self._commit,) = _U64.unpack(body)
-            self._commit_written = self._commit
-        else:
-            raise ValueError(f"record kind {kind} is unknown")
-
-    # --- the log in memory -----------------------------------------------------------------------------------------
+    # --- the log -----------------------------------------------------------------------------------------------------
     @property
     def last_index(self) -> int:
         """The index of the last entry, 0 for an empty log."""
         return self._entries[-1][1] if self._entries else 0
 
+    @property
+    def size_bytes(self) -> int:
+        """What the log takes on disk."""
+        return sum(part.size for part in self._segments)
+
     def term_at(self, index: int) -> int | None:
-        """The term of the entry at `index`, None if there is none."""
-        at = index - self._entries[0][1]
-        return self._entries[at][2] if 0 <= at < len(self._entries) else None
+        """The term of the entry at `index`, None if there is none, or it is below the base."""
+        if not self._terms or not max(1, self.base_index) <= index <= self.last_index:
+            return None
+        first, term = self._terms[-1]
+        if index >= first:
+            return term
+        return self._terms[bisect_right(self._terms, (index, 1 << 62)) - 1][1]
 
     def slice(self, first: int, last: int) -> list[LogEntry]:
-        """The entries first..last, both included."""
-        base = self._entries[0][1]
-        return self._entries[first - base : last + 1 - base]
+        """The entries first..last, both included; if `first` must be read from the disk, perhaps not all of them, but
+        one at least. CorruptFile if they cannot be read.
+        """
+        assert max(self.base_index, 0) < first <= last <= self.last_index
+        start = self._entries[0][1]
+        if first >= start and first > self.base_index:
+            return self._entries[first - start : last + 1 - start]
+        at = bisect_right(self._stretches, first, key=lambda stretch: stretch.first) - 1
+        stretch = self._stretches[at]
+        if self._read is None or self._read[:2] != (stretch, stretch.end):
+            self._read = (stretch, stretch.end, read_stretch(stretch))
+        entries = self._read[2]
+        # What memory has is only there: the disk may still say what was cut off since.
+        end = self._stretches[at + 1].first - 1 if at + 1 < len(self._stretches) else last
+        offset = first - entries[0][1]
+        return entries[offset : offset + min(last, end, max(start - 1, first)) + 1 - first]
 
     def extend(self, entries: list[LogEntry]) -> None:
         """Adds entries that directly follow the log's end."""
@@ -202,50 +135,183 @@ class Journal(PysyncobjJournal):
             return
         first = entries[0][1]
         assert not self._entries or first == self.last_index + 1, f"entry {first} after {self.last_index}"
-        self._entries += entries
-        pending, pack = self._pending, _ENTRY.pack
+        self._remember(entries)
+        pending, pack = self._pending, segment.ENTRY_HEAD.pack
         for command, index, term in entries:
-            pending.append(pack(1, 16 + len(command), index, term))
+            pending.append(pack(segment.ENTRY, 16 + len(command), index, term))
             pending.append(command)
         self._dirty(first)
 
     def truncate_from(self, index: int) -> None:
         """Makes every entry from `index` on void. The first entry always stays."""
-        assert self._entries[0][1] < index <= self.last_index
-        del self._entries[index - self._entries[0][1] :]
-        self._pending.append(_INDEX.pack(2, 8, index))
+        self._forget_from(index)
+        self._pending.append(segment.INDEX_RECORD.pack(segment.TRUNCATE, 8, index))
+        self._cut_to = index if self._cut_to is None else min(index, self._cut_to)
         self._dirty(index)
+
+    def _remember(self, entries: list[LogEntry]) -> None:
+        kind, last_term = configuration.KIND, self._terms[-1][1] if self._terms else None
+        for command, index, term in entries:
+            self._memory += len(command) + ENTRY_COST_BYTES
+            if term != last_term:
+                self._terms.append((index, term))
+                last_term = term
+            if command[:1] == kind:
+                self.configurations.append((index, command))
+        self._entries += entries
+
+    def _forget_from(self, index: int) -> None:
+        start = self._entries[0][1]
+        assert max(start, self.base_index) < index <= self.last_index
+        self._memory -= sum(len(entry[0]) + ENTRY_COST_BYTES for entry in self._entries[index - start :])
+        del self._entries[index - start :]
+        while self._terms[-1][0] >= index:
+            self._terms.pop()
+        while self.configurations and self.configurations[-1][0] >= index:
+            self.configurations.pop()
 
     def _dirty(self, index: int) -> None:
         self.durable_index = min(self.durable_index, index - 1)
         if self._dirty_from is None or index < self._dirty_from:
             self._dirty_from = index
 
+    def _trim(self, limit: int) -> None:
+        """Lets go of entries in memory below `limit`, which are on disk, if there are too many."""
+        if self._memory <= MEMORY_BYTES:
+            return
+        start, count = self._entries[0][1], 0
+        most = min(limit, self.last_index) - start
+        while count < most and self._memory > MEMORY_BYTES * 3 // 4:
+            self._memory -= len(self._entries[count][0]) + ENTRY_COST_BYTES
+            count += 1
+        del self._entries[:count]
+
+    # --- snapshots ---------------------------------------------------------------------------------------------------
+    def compact(self, upto: int, keep_bytes: int) -> None:
+        """Drops segments of which nothing beyond `upto` is needed, while at least `keep_bytes` of log stay. A batch
+        under way is waited for: the segment that it begins may be the one to stay.
+        """
+        if self._under_way is not None:
+            self._compact_to = (upto, keep_bytes)
+            return
+        self._compact_to = None
+        size, drop = self.size_bytes, 0
+        for at, part in enumerate(self._segments):
+            size -= self._segments[at - 1].size if at else 0
+            if at and (part.base[0] > upto or size < keep_bytes):
+                break
+            if part.can_begin:
+                drop = at
+        if drop:
+            self._void += self._segments[:drop]
+            del self._segments[:drop]
+            self._begin_at(*self._segments[0].base)
+            self._remove_void()
+
+    def reset_to(self, index: int, term: int, configured: bytes) -> None:
+        """Forgets the log: it begins behind entry `index` of `term`, where this configuration command is in force.
+        What was there is removed once the next batch is settled.
+        """
+        self._void += self._segments
+        self._segments, self._pending, self._cut_to, self._reset = [], [], None, True
+        self._written, self._dirty_from, self.durable_index = (index, term, configured), 0, 0
+        self._compact_to = None
+        self.adopt_base(index, term, configured)
+
+    def adopt_base(self, index: int, term: int, configured: bytes) -> None:
+        """The log in memory is empty and begins behind entry `index`."""
+        self.base_index = index
+        self._entries, self._memory = ([(configured or b"\x01", index, term)] if index else []), 0
+        self._terms, self._stretches, self._read = ([(index, term)] if index else []), [], None
+        self.configurations = [(index, configured)] if configured else []
+
+    def _begin_at(self, index: int, term: int, configured: bytes) -> None:
+        self.base_index = index
+        start = self._entries[0][1]
+        if start < index:
+            self._memory -= sum(len(entry[0]) + ENTRY_COST_BYTES for entry in self._entries[: index - start])
+            del self._entries[: index - start]
+        self._terms = [(index, term), *(run for run in self._terms if run[0] > index)]
+        at = bisect_right(self._stretches, index, key=lambda stretch: stretch.first)
+        self._stretches = [s for s in self._stretches[max(0, at - 1) :] if s.segment in self._segments]
+        base = [(index, configured)] if configured else []
+        self.configurations = base + [pair for pair in self.configurations if pair[0] > index]
+
+    def _remove_void(self) -> None:
+        void, self._void = self._void, []
+        for part in void:
+            if part.file is not None:
+                part.file.close()
+            self._disk.remove(part.path)
+
     # --- to disk ---------------------------------------------------------------------------------------------------
     def take(self) -> Batch | None:
         """What has collected, to be put next; None if nothing has. The batch before must have been settled."""
         assert self._under_way is None, "the batch taken before was not settled"
-        if not self._pending:
+        if not self._pending and not (self._reset and self._entries):
             return None
         if self._failure:
             raise JournalFailed(self._failure)
-        records = b"".join(self._pending)
-        self._pending, self._dirty_from = [], None
-        crc = _crc(self._salt, len(records), self._end, records)
-        data = _BATCH.pack(_MARK, len(records), self._end, crc) + records
-        self._end += len(data)
-        self._under_way = Batch(data, self.last_index)
+        records, fresh = b"".join(self._pending), self._reset or self._segments[-1].size >= SEGMENT_BYTES
+        data = b""
+        if fresh:
+            part, data = self._new_segment()
+            self._segments.append(part)
+        part = self._segments[-1]
+        offset = part.size + len(data)
+        if records:
+            data += segment.batch(part.salt, offset, records)
+        self.note_batch(part, offset, part.size + len(data), self._dirty_from, self._cut_to, self.last_index)
+        self._pending, self._dirty_from, self._cut_to, self._reset = [], None, None, False
+        self._under_way = Batch(data, self.last_index, part, fresh)
         return self._under_way
+
+    def _new_segment(self) -> tuple[Segment, bytes]:
+        number = max((int(part.path.rpartition(".")[2]) for part in self._segments + self._void), default=0) + 1
+        part = Segment(f"{self.path}.{number:08d}", segment.new_salt(), self._written)
+        records = segment.base(*self._written, reset=self._reset)
+        records += segment.hard_state(self._term, self._vote)
+        records += segment.INDEX_RECORD.pack(segment.COMMIT, 8, self._commit)
+        return part, segment.head(part.salt) + segment.batch(part.salt, segment.HEAD_SIZE, records)
+
+    def note_batch(self, part: Segment, offset: int, end: int, dirty_from: int | None, cut_to: int | None,
+                   last_index: int) -> None:
+        """Keeps where in the segment the entries of a batch stand."""
+        part.size = end
+        if cut_to is not None:
+            for each in self._segments:
+                if cut_to <= each.base[0]:
+                    each.can_begin = False
+        if dirty_from is not None:
+            goes_on = dirty_from == self._written[0] + 1 and cut_to is None
+            stretches = self._stretches
+            while stretches and stretches[-1].first >= dirty_from:
+                stretches.pop()
+            stretch = stretches[-1] if stretches else None
+            if dirty_from > last_index:
+                pass  # it only cuts off
+            elif goes_on and stretch and stretch.end == offset and stretch.segment is part and (
+                    end - stretch.offset <= STRETCH_BYTES):
+                stretch.end = end
+            else:
+                stretches.append(Stretch(dirty_from, part, offset, end))
+        self._written = (last_index, self.term_at(last_index) or 0,
+                         self.configurations[-1][1] if self.configurations else b"")
 
     def put(self, batch: Batch) -> None:
         """Returns when `batch` is durable. Blocks. Raises JournalFailed, and from then on always."""
+        part = batch.segment
         if self._failure is None:
             try:
-                self._file.append(batch.data)
-                self._file.sync()
+                if batch.fresh:
+                    part.file = self._disk.create(part.path, batch.data)
+                else:
+                    assert part.file is not None
+                    part.file.append(batch.data)
+                    part.file.sync()
                 return
             except OSError as error:
-                self._failure = f"{self.path} cannot be written ({error}): mend the disk, then start the node again"
+                self._failure = f"{part.path} cannot be written ({error}): mend the disk, then start the node again"
         raise JournalFailed(self._failure)
 
     def settle(self, batch: Batch) -> None:
@@ -254,9 +320,14 @@ class Journal(PysyncobjJournal):
         self._under_way = None
         last = batch.last_index if self._dirty_from is None else min(batch.last_index, self._dirty_from - 1)
         self.durable_index = max(self.durable_index, last)
+        if self._void and not self._reset:
+            self._remove_void()
+        if self._compact_to is not None and not self._reset:
+            self.compact(*self._compact_to)
+        self._trim(min(self._commit, self.durable_index))
 
     def close(self) -> None:
-        """Writes what is pending, if nothing ever failed and no batch is left under way, and lets go of the file."""
+        """Writes what is pending, if nothing ever failed and no batch is left under way, and lets go of the files."""
         try:
             if self._failure is None and self._under_way is None:
                 self.onOneSecondTimer()
@@ -264,7 +335,12 @@ class Journal(PysyncobjJournal):
                     self.put(batch)
                     self.settle(batch)
         finally:
-            self._file.close()
+            self._close_files()
+
+    def _close_files(self) -> None:
+        for part in self._segments + self._void:
+            if part.file is not None:
+                part.file.close()
 
     # --- pysyncobj's interface ---------------------------------------------------------------------------------------
     def add(self, command: bytes, idx: int, term: int) -> None:
@@ -272,11 +348,11 @@ class Journal(PysyncobjJournal):
         self.extend([(command, idx, term)])
 
     def __getitem__(self, item: Any) -> Any:
-        """Entry or entries by position, as a list gives them."""
+        """Entry or entries by position among those in memory, as a list gives them."""
         return self._entries[item]
 
     def __len__(self) -> int:
-        """How many entries there are."""
+        """How many entries there are in memory; 0 only if the log is empty."""
         return len(self._entries)
 
     def setCurrentTerm(self, term: int, votedForNodeId: str | None) -> None:
@@ -284,8 +360,7 @@ class Journal(PysyncobjJournal):
         vote = votedForNodeId or ""
         if (term, vote) != (self._term, self._vote):
             self._term, self._vote = term, vote
-            body = _U64.pack(term) + vote.encode()
-            self._pending.append(_RECORD.pack(3, len(body)) + body)
+            self._pending.append(segment.hard_state(term, vote))
 
     def getCurrentTerm(self) -> int:
         """The term."""
@@ -301,13 +376,16 @@ class Journal(PysyncobjJournal):
 
     def getRaftCommitIndex(self) -> int:
         """The remembered commit index, never beyond the log."""
-        return max(1, min(self._commit, self.last_index))
+        return max(1, self.base_index, min(self._commit, self.last_index))
 
     def onOneSecondTimer(self) -> None:
         """Writes the commit index if it moved."""
         if self._commit != self._commit_written:
             self._commit_written = self._commit
-            self._pending.append(_INDEX.pack(4, 8, self._commit))
+            self._pending.append(segment.INDEX_RECORD.pack(segment.COMMIT, 8, self._commit))
 
     def _destroy(self) -> None:
         self.close()
+
+
+__all__ = ["Batch", "Journal", "JournalFailed"]

@@ -147,7 +147,7 @@ def test_bad_data_directories_settings_and_ports_get_one_line(cluster: Cluster, 
     os.chmod(data_dir, 0o755)
     assert "chmod 700" in one_line(node(data_dir))
     os.chmod(data_dir, 0o700)
-    journal = data_dir / "raft" / "journal"
+    journal = data_dir / "raft" / "journal.00000001"
     whole = journal.read_bytes()
     journal.write_bytes(b"\x80\x04\x95" + b"cos\nsystem\n(S'touch /tmp/raftmft-pwned'\ntR." * 10)
     assert str(journal) in one_line(node(data_dir)), "pickles in the journal"

@@ -218,7 +218,7 @@ def check_modes(folder: Path, members: dict[str, Path]) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o700, path
     private = [folder / "dev.json", folder / "admin.token", folder / "demo.key"]
     for member in members.values():
-        private += [member / "admin.token", member / "seed.json", member / "raft" / "journal",
+        private += [member / "admin.token", member / "seed.json", *(member / "raft").iterdir(),
                     *(path for path in (member / "keys").iterdir() if path.suffix != ".crt")]
     for path in private:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path

@@ -19,7 +19,7 @@ from raftmft.raft.proposals import Proposal
 from raftmft.raft.replica import Replica, Work
 from raftmft.raft.transport import Outgoing
 from raftmft.wire.commands import encode_envelope
-from tests.sim.disk import SimDisk
+from tests.sim.disk import SimDisk, tear
 from tests.sim.machine import MemoryMachine
 
 TICK_S = 0.02
@@ -56,9 +56,7 @@ class Member:
         rng, self.life = self.cluster.rng, self.life + 1
         if self.replica is not None and self.syncing is not None and rng.random() < 0.7:
             assert self.syncing.batch is not None
-            data = self.syncing.batch.data
-            file = self.disk.files["journal"]
-            file.append(data[: rng.randrange(len(data) + 1)] if rng.random() < 0.5 else data)
+            tear(self.disk, self.syncing.batch, rng.random() if rng.random() < 0.5 else 1.0)
         if power:
             self.disk.lose_power(rng)
         if power or rng.random() < 0.3:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from random import Random
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from raftmft.raft.journal import Batch
 
 SECTOR = 64
 """Smaller than a real one, so that small batches tear too."""
@@ -18,6 +22,9 @@ class SimFile:
 
     def read(self) -> bytes:
         return bytes(self.content)
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        return bytes(self.content[offset : offset + size])
 
     def append(self, data: bytes) -> None:
         if self.fail_append:
@@ -53,6 +60,19 @@ class SimDisk:
 
     def __init__(self) -> None:
         self.files: dict[str, SimFile] = {}
+        self.removed: dict[str, SimFile] = {}
+
+    def names(self, prefix: str) -> list[str]:
+        return sorted(path for path in self.files if path.startswith(prefix))
+
+    def remove(self, path: str) -> None:
+        """The name may be there again after a power cut: no directory was synced."""
+        if file := self.files.pop(path, None):
+            self.removed[path] = file
+
+    def last(self, prefix: str) -> SimFile:
+        """The file whose name is the last of those that begin with `prefix`."""
+        return self.files[self.names(prefix)[-1]]
 
     def open(self, path: str) -> SimFile | None:
         return self.files.get(path)
@@ -62,5 +82,17 @@ class SimDisk:
         return self.files[path]
 
     def lose_power(self, rng: Random) -> None:
+        for path in sorted(self.removed):
+            if path not in self.files and rng.random() < 0.5:
+                self.files[path] = self.removed[path]
+        self.removed = {}
         for path in sorted(self.files):
             self.files[path].lose_power(rng)
+
+
+def tear(disk: SimDisk, batch: Batch, part: float) -> None:
+    """The process ends while it puts `batch`: `part` of its bytes were written. A new segment is there whole or not."""
+    if not batch.fresh:
+        disk.files[batch.segment.path].append(batch.data[: int(len(batch.data) * part)])
+    elif part >= 0.5:
+        disk.create(batch.segment.path, batch.data)
