@@ -1,7 +1,10 @@
 """Control links: one TLS connection per pair of members, for small messages that must not wait.
 
 Of two members the one with the greater id dials; a newer connection replaces an older one (which is then surely dead
-or dying). `send` never blocks: a message goes straight to the kernel when the link is idle; messages that follow before
+or dying). Who is left alone dials out of turn (turns.py); when two dial each other at once both keep the link that was
+dialled in turn.
+
+`send` never blocks: a message goes straight to the kernel when the link is idle; messages that follow before
 the link's writer has run are sent together in one TLS write. A link that lags by more than BUFFER_MAX_BYTES is dropped:
 Raft and requests know how to lose messages, memory does not know how to lose bytes.
 
@@ -21,8 +24,9 @@ from typing import Any
 
 import trio
 
-from raftmft.cluster.hello import Directory, PeerRefused, PeerUnreachable, Self, dial
+from raftmft.cluster.hello import DIAL_TIMEOUT_S, Directory, PeerRefused, PeerUnreachable, Self, dial
 from raftmft.cluster.tls import TlsStream
+from raftmft.cluster.turns import Turns
 from raftmft.core.addresses import address_text
 from raftmft.core.errors import RaftmftError
 from raftmft.wire import peer
@@ -34,7 +38,7 @@ SILENCE_LIMIT_S = 2.5
 BUFFER_MAX_BYTES = 64 << 20
 WRITE_MAX_BYTES = 1 << 20
 READ_BYTES = 256 << 10
-BACKOFF_MIN_S, BACKOFF_MAX_S = 0.05, 0.5
+BACKOFF_MIN_S = 0.05
 MEMBERS_PERIOD_S = 0.5
 REQUESTS_MAX = 64
 
@@ -61,8 +65,7 @@ class PeerLinks:
 
     on_up(member), on_down(member) and message callbacks are called synchronously and must not block. A callback that
     raises FrameError (what it was given is malformed) drops the link; any other exception is a bug and stops the node.
-    Of two members the one with the larger id dials. While `dial_all()` holds this one dials all: it moved, and the
-    others look for it elsewhere.
+    While `dial_all()` holds this member dials all: it moved, and the others look for it elsewhere.
     """
 
     def __init__(self, me: Self, addresses: Addresses, directory: Directory, *,
@@ -77,6 +80,7 @@ class PeerLinks:
         self._handlers: dict[str, Handler] = {}
         self._asked: dict[int, tuple[_Link, trio.Event, list[Any]]] = {}
         self._next_seq = 0
+        self._turns = Turns(me.member)
         self._changed = trio.Event()
         self.counts: Counter[str] = Counter()
 
@@ -147,8 +151,8 @@ class PeerLinks:
                 task_status.started()
                 while True:
                     self._changed = trio.Event()
-                    me, is_moved = self._me.member, self._dial_all()
-                    wanted = {member for member in self._addresses() if member < me or (is_moved and member != me)}
+                    wanted = self._turns.wanted(trio.current_time(), self._addresses(), self._links,
+                                                is_moved=self._dial_all())
                     for member in wanted - set(self._dialling):
                         self._dialling[member] = trio.CancelScope()
                         nursery.start_soon(self._keep_dialling, member, self._dialling[member])
@@ -162,10 +166,16 @@ class PeerLinks:
                 self._drop(link, "stopping")
 
     async def serve(self, member: str, stream: TlsStream) -> None:
-        """Makes `stream` the link to `member` and serves it until it is down; the stream is closed then."""
+        """Makes `stream`, which `member` opened, the link to it and serves it until it is down; it is closed then."""
+        await self._serve(member, stream, is_in_turn=not self._turns.is_mine(member))
+
+    # --- within -------------------------------------------------------------------------------------------------------
+    async def _serve(self, member: str, stream: TlsStream, *, is_in_turn: bool) -> None:
         if older := self._links.get(member):
+            if older.is_in_turn and not is_in_turn and trio.current_time() - older.opened_at < DIAL_TIMEOUT_S:
+                return  # they crossed: the other side decides likewise
             self._drop(older, "replaced by a newer connection")
-        link = _Link(member, stream)
+        link = _Link(member, stream, is_in_turn)
         try:
             async with trio.open_nursery() as nursery:
                 link.scope = nursery.cancel_scope
@@ -178,13 +188,15 @@ class PeerLinks:
         finally:
             self._drop(link, "closed")
 
-    # --- within -------------------------------------------------------------------------------------------------------
     async def _keep_dialling(self, member: str, scope: trio.CancelScope) -> None:
+        is_in_turn = self._turns.is_mine(member)
         with scope:
             backoff_s, complaint = BACKOFF_MIN_S, ""
             try:
                 while (address := self._addresses().get(member)) is not None:
                     if member in self._links:  # it dialled this one: only one that does not find it must be dialled
+                        if not is_in_turn:
+                            return
                         await trio.sleep(MEMBERS_PERIOD_S)
                         continue
                     try:
@@ -195,13 +207,16 @@ class PeerLinks:
                             complaint = str(error)
                             log.warning("%s", complaint, extra=fields(member=member, address=address_text(*address)))
                         await trio.sleep(backoff_s * random.uniform(0.5, 1.0))
-                        backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
+                        backoff_s = min(backoff_s * 2,
+                                        self._turns.backoff_max_s(member, is_moved=self._dial_all()))
                         continue
                     backoff_s, complaint = BACKOFF_MIN_S, ""
                     try:
-                        await self.serve(member, stream)
+                        await self._serve(member, stream, is_in_turn=is_in_turn)
                     finally:
                         stream.close()
+                    if not is_in_turn:
+                        return  # `run` starts it again if it is wanted still
                     await trio.sleep(BACKOFF_MIN_S)
             finally:
                 del self._dialling[member]
@@ -289,11 +304,11 @@ class PeerLinks:
 class _Link:
     """One connection's outgoing side and its liveness."""
 
-    def __init__(self, member: str, stream: TlsStream) -> None:
-        self.member, self.stream = member, stream
+    def __init__(self, member: str, stream: TlsStream, is_in_turn: bool) -> None:
+        self.member, self.stream, self.is_in_turn = member, stream, is_in_turn
         self.fingerprint = stream.peer_fingerprint()
         self.scope = trio.CancelScope()
-        self.heard_at = trio.current_time()
+        self.opened_at = self.heard_at = trio.current_time()
         self.down = self._failing = False
         self.requests = 0
         self._queue: deque[bytes] = deque()

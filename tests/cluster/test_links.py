@@ -8,7 +8,7 @@ import pytest
 import trio
 from peer_nodes import cluster_of, make_self, until
 
-from raftmft.cluster import hello, links
+from raftmft.cluster import hello, links, turns
 from raftmft.cluster.hello import PeerUnreachable
 from raftmft.cluster.links import RequestFailed, RequestLost
 from raftmft.core.errors import RaftmftError
@@ -91,6 +91,67 @@ async def test_a_newer_connection_replaces_the_older(tmp_path):
         await until(lambda: n1.events == [("down", "n2"), ("up", "n2")] or len(n1.events) > 2)
         stream.close()
         await until(lambda: n1.links.connected() == {"n2"} and n2.links.connected() == {"n1"})
+
+
+async def test_of_two_links_that_crossed_the_one_dialled_in_turn_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(links, "DIAL_TIMEOUT_S", 60.0)
+    async with cluster_of(tmp_path, "n1", "n2") as cluster:
+        n1, n2 = cluster.nodes.values()
+        before = n1.links._links["n2"], n2.links._links["n1"]
+        crossing = await hello.dial(n1.me, "n2", n2.address, peer.CONTROL, lambda: cluster.directory)
+        assert await crossing.receive_into(memoryview(bytearray(100))) == 0, "n2 closed it"
+        await n1.links._serve("n2", crossing, is_in_turn=False)  # at this end it gives way, too
+        assert (n1.links._links["n2"], n2.links._links["n1"]) == before and not any(link.down for link in before)
+        crossing.close()
+        # One that is older than a crossing can be is surely dead: n1 lost it, or would not have dialled.
+        monkeypatch.setattr(links, "DIAL_TIMEOUT_S", 0.0)
+        newer = await hello.dial(n1.me, "n2", n2.address, peer.CONTROL, lambda: cluster.directory)
+        await until(lambda: before[1].down)
+        newer.close()
+
+
+async def test_when_all_dial_all_at_once_each_pair_keeps_one_link(tmp_path, monkeypatch):
+    monkeypatch.setattr(turns, "ALONE_S", 0.0)
+    async with cluster_of(tmp_path, "n1", "n2", "n3", "n4", "n5") as cluster:
+        nodes = list(cluster.nodes.values())
+
+        def connections() -> int:
+            return sum(len(scopes) for node in nodes for scopes in node.listener._members.values())
+
+        def is_whole() -> bool:
+            return connections() == 10 and all(len(node.links.connected()) == 4 for node in nodes)
+
+        async def lasts() -> bool:
+            await until(is_whole)
+            now_up = [link for node in nodes for link in node.links._links.values()]
+            since = trio.current_time() + 2 * links.PING_PERIOD_S
+            await until(lambda: all(link.heard_at > since for link in now_up) or any(link.down for link in now_up))
+            return is_whole() and not any(link.down for link in now_up)
+
+        with trio.fail_after(10):
+            while not await lasts():
+                pass
+        downs = [event for node in nodes for event in node.events if event[0] == "down"]
+        assert len(downs) <= 20, "a link out of turn was replaced by one in turn, at most once at either end"
+
+
+async def test_who_is_shut_out_hears_so_though_others_were_to_dial_it(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(turns, "ALONE_S", 0.3)
+    async with cluster_of(tmp_path, "n1", "n2", "n3") as cluster:
+        n1, n2, n3 = cluster.nodes.values()
+        known, listed = n1.others(), dict(cluster.directory)
+        n1.links._addresses, n1.links._directory = lambda: known, lambda: listed  # what it knew last
+        del cluster.directory[n1.fingerprint]
+        for node in (n2, n3):
+            node.links.refresh()
+        for name in ("n2", "n3"):
+            text = f"{name} refused the link: your certificate is not listed in this cluster"
+            await until(lambda text=text: text in caplog.text)
+        assert n1.links.connected() == frozenset() and n2.links.connected() == {"n3"}
+        began, failed = trio.current_time(), n1.links.counts["dial_failed"]
+        await until(lambda: n1.links.counts["dial_failed"] >= failed + 10)
+        assert trio.current_time() - began > 0.5, "attempts become rare"
+        assert caplog.text.count("your certificate is not listed") == 2, "and are told once"
 
 
 async def test_a_peer_that_falls_silent_is_noticed_within_3_seconds(tmp_path):

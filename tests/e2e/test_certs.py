@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from raftmft.cluster.certificates import fingerprint_of_pem
+from raftmft.node.datadir import DataDir
 from tests.e2e.harness import Cluster, wait_for
 
 pytestmark = pytest.mark.slow
@@ -24,8 +25,13 @@ def on_disk(cluster: Cluster, node: str) -> str:
 
 
 def test_certificates_are_told_renewed_and_revoked(cluster: Cluster) -> None:
+    ids = {name: DataDir(cluster.node(name)["data_dir"]).read_seed().me for name in cluster.names}
+    third = min(ids, key=ids.__getitem__)  # all others are to dial it, and then none does
+    if cluster.leader() == third:
+        cluster.run("member", "transfer-leader", max(ids, key=ids.__getitem__))
+        wait_for("another leader", lambda: cluster.leader() != third)
     leader = cluster.leader()
-    other, third = (name for name in cluster.names if name != leader)
+    (other,) = set(cluster.names) - {leader, third}
     wait_for("all ends to be known", lambda: all(c["not_after"] for c in certs(cluster, other)))
     for name in (other, leader):
         before = on_disk(cluster, name)
@@ -50,6 +56,9 @@ def test_certificates_are_told_renewed_and_revoked(cluster: Cluster) -> None:
     print(f"no quorum and not alive after {time.monotonic() - began:.1f} s")
     for name in (leader, other):
         assert "no longer listed" in (cluster.folder / f"{name}.log").read_text(), "people can read why"
+    wait_for("it to log that each refused it", lambda: all(
+        f"{ids[name]} refused the link: your certificate is not listed" in (cluster.folder / f"{third}.log").read_text()
+        for name in (leader, other)))
     refused = cluster.run("cert", "revoke", "nobody", check=False, node=other)
     assert refused.returncode == 1 and b"there is no listed certificate" in refused.stderr
     cluster.sftp(other, f"put {Path(__file__)} after")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from raftmft.cluster.keyring import KeyRing
+from raftmft.node.datadir import DataDir
 from tests.e2e.harness import Cluster, wait_for
 from tests.e2e.hosts import Hosts
 
@@ -69,8 +70,9 @@ def test_a_host_that_joins_after_a_rotation_knows_the_new_key_only(tmp_path: Pat
         hosts.wait_members(first, 2)
         # The host that was removed before it ever ran is nobody when it runs now.
         hosts.start(second)
-        wait_for("it to say so", lambda: "no-quorum" in hosts.run(
-            "status", "-o", "json", "--data-dir", str(second.data_dir)).stdout.decode())
+        refusal = f"{DataDir(first.data_dir).read_seed().me} refused the link: your certificate is not listed"
+        wait_for("it to say so, whichever of the two was to dial", lambda: refusal in second.log.read_text())
+        assert hosts.run("status", "--data-dir", str(second.data_dir)).returncode == 4
         term = hosts.json(first, "status")["term"]
         assert [m["name"] for m in hosts.members(first)] == ["h1", "h3"]
         hosts.end(second)
