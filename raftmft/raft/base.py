@@ -51,6 +51,7 @@ class BaseEngine(SyncObj):
         self.member, self.journal, self.timing = member, journal, timing
         self.progress: dict[str, Progress] = {}
         self.heard_leader_at = float("-inf")
+        self.durable_term = self._taken_term = journal.getCurrentTerm()
         self._rng, self._on_append, self._on_uncertain = rng, on_append, on_uncertain
         self._voters: tuple[int, set[str]] = (0, set())
         self._win_waits = False
@@ -183,11 +184,14 @@ class BaseEngine(SyncObj):
     def has_quorum(self) -> bool:
         """Leader: a majority answered within step_down_s. Follower: its leader was heard within election_max_s."""
         if self.state() == LEADER:
-            contacts = self.contacts()
-            fresh = 1 + sum(contacts.get(node.id, math.inf) < self.timing.step_down_s
-                            for node in self._SyncObj__otherNodes)
-            return 2 * fresh > 1 + len(self._SyncObj__otherNodes)
+            return self._majority_within(self.timing.step_down_s)
         return self.leader() is not None
+
+    def _majority_within(self, seconds: float, own: int = 1) -> bool:
+        """Whether a majority of the voters answered this leader lately; `own` is 0 if it shall not count itself."""
+        contacts = self.contacts()
+        fresh = own + sum(contacts.get(node.id, math.inf) < seconds for node in self._SyncObj__otherNodes)
+        return 2 * fresh > 1 + len(self._SyncObj__otherNodes)
 
     # --- the tick --------------------------------------------------------------------------------------------------
     def tick(self) -> None:
@@ -201,16 +205,31 @@ class BaseEngine(SyncObj):
             return
         if self.member not in self.configuration.voters:
             self._SyncObj__raftElectionDeadline = math.inf
+        self._stand_or_ask()
         before = (self.commit_index(), journal.last_index)
         self._onTick(0.0)
         if self._isLeader() and before != (self.commit_index(), journal.last_index):
             self._replicate(heartbeat=False)
 
+    def taken(self) -> None:
+        """What was done so far is on its way to the disk; `synced` tells of its arrival."""
+        self._taken_term = self.term()
+
     def synced(self) -> None:
-        """Everything done before is on disk. A lone member's own vote now counts."""
+        """Everything done before `taken` is on disk. A lone member's own vote now counts."""
+        self.durable_term = self._taken_term
         if self._win_waits and self.state() == CANDIDATE:
             self._win()
         self._win_waits = False
+
+    def _step_down(self) -> None:
+        self._SyncObj__setState(FOLLOWER)
+        self._SyncObj__raftLeader = None
+        self._SyncObj__onLeaderChanged()
+
+    def _stand_or_ask(self) -> None:
+        """See elections.py."""
+        raise NotImplementedError
 
     def _put_off_election(self) -> None:
         self._SyncObj__raftElectionDeadline = patches.monotonic() + self._SyncObj__generateRaftTimeout()

@@ -46,7 +46,7 @@ class RaftDriver:
         self._wake, self._apply_wake, self._barrier_wake = trio.Event(), trio.Event(), trio.Event()
         self._sync_limiter = trio.CapacityLimiter(1)
         self._fatal: BaseException | None = None
-        self._stopped = False
+        self._stopped = self._syncing = False
         self._barriers = Barriers()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -57,6 +57,7 @@ class RaftDriver:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._expire)
                 nursery.start_soon(self._apply_beside_sync)
+                nursery.start_soon(self._beat_beside_sync)
                 nursery.start_soon(self._run_barriers)
                 task_status.started()
                 await self._rounds()
@@ -184,12 +185,15 @@ class RaftDriver:
 
     async def _sync(self, batch: Batch) -> None:
         # Shielded: a batch that was taken must reach the disk, or the journal is of no more use.
+        self._syncing = True
         with trio.CancelScope(shield=True):
             try:
                 await trio.to_thread.run_sync(self._replica.persist, batch, limiter=self._sync_limiter)
             except Exception as error:
                 self._stop(error)
                 return
+            finally:
+                self._syncing = False
         self._guard(partial(self._replica.persisted, batch))
 
     def _release(self, box: list[Outgoing]) -> None:
@@ -205,6 +209,17 @@ class RaftDriver:
             while self._fatal is None and self._replica.can_apply():
                 self._guard(self._replica.apply)
                 await trio.lowlevel.checkpoint()
+
+    async def _beat_beside_sync(self) -> None:
+        """While a sync takes longer than a tick, keeps up what needs no disk."""
+        tick_s = self._replica.engine.timing.tick_s
+        while True:
+            await trio.sleep(tick_s)
+            if self._syncing and self._fatal is None:
+                self._guard(self._beat)
+
+    def _beat(self) -> None:
+        self._release(self._replica.beat())
 
     async def _expire(self) -> None:
         while True:

@@ -4,6 +4,7 @@ What is replaced, and why (each has a test in tests/raft that shows the stock li
 
 - Appending compares first and truncates only from the first real conflict, never below the commit index; it commits and
   acknowledges no further than the last entry that the message itself verified. Stock truncates on any late message.
+- A member asks before it stands, and does not hear candidates while it hears its leader: elections.py.
 - Acknowledgements and votes count only in their own term, votes once per voter, and a higher term in any message makes
   a leader or candidate step down. Stock acknowledgements carry no term.
 - A leader's tick runs only when its whole log is on disk, since the stock commit rule counts the leader's own copy.
@@ -18,7 +19,8 @@ from __future__ import annotations
 from pysyncobj.node import Node
 
 from raftmft.raft import patches
-from raftmft.raft.base import CANDIDATE, FOLLOWER, LEADER, NO_OP, BaseEngine
+from raftmft.raft.base import CANDIDATE, FOLLOWER, LEADER, NO_OP
+from raftmft.raft.elections import Elections
 from raftmft.raft.messages import (
     MAX_BATCH_BYTES,
     MAX_BATCH_COUNT,
@@ -26,6 +28,8 @@ from raftmft.raft.messages import (
     AppendReply,
     LogEntry,
     Message,
+    PreVote,
+    PreVoteReply,
     RequestVote,
     TimeoutNow,
     Vote,
@@ -33,8 +37,12 @@ from raftmft.raft.messages import (
 from raftmft.raft.progress import Progress
 
 
-class Engine(BaseEngine):
+class Engine(Elections):
     """One member's consensus. Synchronous: messages and ticks in, journal records and outbox messages out."""
+
+    _verified = (0, 0)
+    """(term, index): how far its leader's messages have shown this log to be the leader's."""
+    _alive_at = float("-inf")
 
     # --- messages --------------------------------------------------------------------------------------------------
     def receive(self, member: str, message: Message) -> bool:
@@ -46,6 +54,11 @@ class Engine(BaseEngine):
         node = Node(member)
         if member == self.member:
             return False
+        if type(message) is PreVote:
+            self._on_pre_vote(node, message)
+            return True
+        if type(message) is RequestVote and self._disturbs(message):
+            return True
         self._see_term(message.term)
         if type(message) is AppendEntries:
             return self._on_append_entries(node, message)
@@ -55,60 +68,11 @@ class Engine(BaseEngine):
             self._on_request_vote(node, message)
         elif type(message) is Vote:
             self._on_vote(node, message)
-        elif (type(message) is TimeoutNow and message.term == self.term() and self._SyncObj__raftLeader == node
-              and self.member in self.configuration.voters):
-            # A heartbeat that was sent before may still come: it must not put this election off.
-            self._SyncObj__transferInProgress = True
-            self._SyncObj__raftElectionDeadline = float("-inf")
+        elif type(message) is PreVoteReply:
+            self._on_pre_vote_reply(node, message)
+        elif type(message) is TimeoutNow:
+            self._on_timeout_now(node, message)
         return True
-
-    def hand_over(self, to: str | None = None) -> str | None:
-        """Asks a follower (`to`, if given) that has the whole log to lead. Its id; None if there is none, or this is no
-        leader.
-        """
-        if self.state() != LEADER:
-            return None
-        last = self.journal.last_index
-        ready = [m for m, p in self.progress.items()
-                 if p.match == last and m in self.configuration.voters and self.connected_to(m) and to in (None, m)]
-        if not ready:
-            return None
-        self.outbox.late(min(ready), TimeoutNow(self.term()))
-        return min(ready)
-
-    def _see_term(self, term: int) -> None:
-        if term > self.term():
-            self._SyncObj__setCurrentTerm(term, None)
-            self._SyncObj__transferInProgress = False
-            self._SyncObj__setState(FOLLOWER)
-            self._set_leader(None)
-
-    def _set_leader(self, node: Node | None) -> None:
-        if self._SyncObj__raftLeader != node:
-            self._SyncObj__raftLeader = node
-            self._SyncObj__onLeaderChanged()
-
-    def _on_request_vote(self, node: Node, message: RequestVote) -> None:
-        if message.term < self.term() or self.state() == LEADER:
-            return
-        journal = self.journal
-        if (message.last_term, message.last_index) < (journal.term_at(journal.last_index), journal.last_index):
-            return
-        if self._SyncObj__votedForNodeId not in (None, node.id):
-            return
-        self._SyncObj__setCurrentTerm(message.term, node.id)
-        self._put_off_election()
-        self.outbox.late(node.id, Vote(message.term))
-
-    def _on_vote(self, node: Node, message: Vote) -> None:
-        if message.term != self.term() or self.state() != CANDIDATE or node not in self._SyncObj__otherNodes:
-            return
-        if self._voters[0] != message.term:
-            self._voters = (message.term, set())
-        self._voters[1].add(node.id)
-        self._SyncObj__votesCount = 1 + len(self._voters[1])
-        if 2 * self._SyncObj__votesCount > 1 + len(self._SyncObj__otherNodes):
-            self._SyncObj__onBecomeLeader()
 
     def _on_append_entries(self, node: Node, message: AppendEntries) -> bool:
         journal, term = self.journal, self.term()
@@ -118,9 +82,9 @@ class Engine(BaseEngine):
             return True
         if self.state() == LEADER:
             return False
-        now = self.heard_leader_at = patches.monotonic()
+        self.heard_leader_at = patches.monotonic()
         if not self._SyncObj__transferInProgress:
-            self._SyncObj__raftElectionDeadline = now + self._SyncObj__generateRaftTimeout()
+            self._put_off_election()
         self._set_leader(node)
         self._SyncObj__setState(FOLLOWER)
         self._SyncObj__leaderCommitIndex = message.commit_index
@@ -130,6 +94,8 @@ class Engine(BaseEngine):
             return True
         self._merge(message.entries)
         verified = prev + len(message.entries)
+        if self._verified[0] != term or verified > self._verified[1]:
+            self._verified = (term, verified)
         if min(message.commit_index, verified) > self.commit_index():
             self._set_commit(min(message.commit_index, verified))
         self.outbox.late(node.id, AppendReply(term, True, prev, verified + 1))
@@ -184,6 +150,33 @@ class Engine(BaseEngine):
     def _set_commit(self, index: int) -> None:
         self._SyncObj__raftCommitIndex = index
         self.journal.setRaftCommitIndex(index)
+
+    # --- while the disk takes its time ---------------------------------------------------------------------------
+    def beat(self, syncing_s: float) -> None:
+        """To be called about every tick_s while a sync is under way, for `syncing_s` by now: then no tick may run.
+
+        What needs no disk goes on: a leader's heartbeats, its sending of entries, its step-down; a follower's sign of
+        life, which says again what is on its disk. From `stall_s` on a leader makes room for another, if the others
+        can do without its vote, and a follower is silent: a disk that is dead must not hold anybody up for ever.
+        """
+        stalled, now = syncing_s >= self.timing.stall_s, patches.monotonic()
+        if self.state() == LEADER:
+            if not self._majority_within(self.timing.step_down_s):
+                self._step_down()
+            elif stalled and self._majority_within(self.timing.election_min_s, own=0):
+                self.hand_over()
+                self._step_down()
+            elif now >= self._SyncObj__newAppendEntriesTime:
+                self._replicate(heartbeat=True)
+        elif not stalled and now >= self._alive_at + self.timing.heartbeat_s:
+            self._alive_at = now
+            self._say_alive()
+
+    def _say_alive(self) -> None:
+        leader = self._SyncObj__raftLeader
+        term, index = self._verified[0], min(self._verified[1], self.journal.durable_index)
+        if leader is not None and self._hears_leader() and term == self.term() == self.durable_term:
+            self.outbox.early(leader.id, AppendReply(term, True, index, index + 1))
 
     # --- replication -------------------------------------------------------------------------------------------------
     def _SyncObj__sendAppendEntries(self) -> None:

@@ -58,11 +58,12 @@ class AppendReply:
 
 @dataclass(frozen=True, slots=True)
 class RequestVote:
-    """A candidate of `term` asks for a vote and says how far its log reaches."""
+    """A candidate of `term` asks for a vote and says how far its log reaches. `handed_over`: its leader asked it to."""
 
     term: int
     last_index: int
     last_term: int
+    handed_over: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,27 @@ class TimeoutNow:
     term: int
 
 
-Message = AppendEntries | AppendReply | RequestVote | Vote | Forward | ForwardReply | TimeoutNow
+@dataclass(frozen=True, slots=True)
+class PreVote:
+    """A member of `term` asks whether it would get a vote in a later term. Nothing changes by it, no term either."""
+
+    term: int
+    round: int
+    last_index: int
+    last_term: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreVoteReply:
+    """The answer to the PreVote of that `round`."""
+
+    term: int
+    round: int
+    granted: bool
+
+
+Message = (AppendEntries | AppendReply | RequestVote | Vote | Forward | ForwardReply | TimeoutNow | PreVote
+           | PreVoteReply)
 
 
 def encode(message: Message) -> bytes:
@@ -114,13 +135,17 @@ def encode(message: Message) -> bytes:
     elif type(message) is AppendReply:
         fields = [2, message.term, message.ok, message.prev_index, message.next_index]
     elif type(message) is RequestVote:
-        fields = [3, message.term, message.last_index, message.last_term]
+        fields = [3, message.term, message.last_index, message.last_term, message.handed_over]
     elif type(message) is Vote:
         fields = [4, message.term]
     elif type(message) is Forward:
         fields = [5, message.term, message.boot, message.commands]
     elif type(message) is TimeoutNow:
         fields = [7, message.term]
+    elif type(message) is PreVote:
+        fields = [9, message.term, message.round, message.last_index, message.last_term]
+    elif type(message) is PreVoteReply:
+        fields = [10, message.term, message.round, message.granted]
     else:
         assert type(message) is ForwardReply
         fields = [6, message.term, message.placed]
@@ -184,9 +209,20 @@ def _append_reply(term: int, ok: Any, prev_index: Any, next_index: Any) -> Messa
     return AppendReply(term, ok, _number(prev_index, 1), _number(next_index, 1))
 
 
-def _request_vote(term: int, last_index: Any, last_term: Any) -> Message:
+def _request_vote(term: int, last_index: Any, last_term: Any, handed_over: Any) -> Message:
     _need(_number(last_term) < term, "a candidate whose log is newer than its term")
-    return RequestVote(term, _number(last_index, 1), last_term)
+    _need(type(handed_over) is bool, "a candidacy that neither was asked for nor was not")
+    return RequestVote(term, _number(last_index, 1), last_term, handed_over)
+
+
+def _pre_vote(term: int, round_: Any, last_index: Any, last_term: Any) -> Message:
+    _need(_number(last_term) <= term, "a log that is newer than its member's term")
+    return PreVote(term, _number(round_), _number(last_index, 1), last_term)
+
+
+def _pre_vote_reply(term: int, round_: Any, granted: Any) -> Message:
+    _need(type(granted) is bool, "an answer that is neither yes nor no")
+    return PreVoteReply(term, _number(round_), granted)
 
 
 def _vote(term: int) -> Message:
@@ -220,10 +256,12 @@ def _forward_reply(term: int, placed: Any) -> Message:
 _DECODERS: dict[int, tuple[int, Any]] = {
     1: (5, _append_entries),
     2: (3, _append_reply),
-    3: (2, _request_vote),
+    3: (3, _request_vote),
     4: (0, _vote),
     5: (2, _forward),
     6: (1, _forward_reply),
     7: (0, TimeoutNow),
+    9: (3, _pre_vote),
+    10: (2, _pre_vote_reply),
 }
 """kind -> (fields after the term, decoder). Numbers on the wire are never reused."""

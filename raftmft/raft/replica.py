@@ -4,7 +4,8 @@ Synchronous, without a loop, thread or real clock of its own, so that a simulati
 drives it (driver.py, tests/sim) keeps this order, which is the outbox barrier of design.md section 4:
 
     tick() -> work = collect() -> send work.early -> persist(work.batch), in a thread -> persisted() -> send work.late
-    apply() at any time between; receive() at any time, also while the batch is being persisted; no tick() meanwhile.
+    apply() at any time between; receive() at any time, also while the batch is being persisted; no tick() meanwhile,
+    but beat() about every tick_s, so that a disk that takes its time silences nobody.
 
 So no vote, term or acknowledgement leaves before what it promises is on disk. Entries leave before the leader's own
 sync, and the engine counts the leader's copy only after it. Only entries that are on this disk are ever applied.
@@ -117,6 +118,7 @@ class Replica:
         self._apply_count = 64
         self._own: dict[int, tuple[bytes, Envelope]] = {}
         self._more_commands = False
+        self._persisting_since = 0.0
         self._wanted: tuple[Collection[str], Collection[str]] | None = None
         self._dropped, self._dropped_logged_at = 0, float("-inf")
 
@@ -128,8 +130,19 @@ class Replica:
 
     def collect(self) -> Work:
         """Takes what this and the calls before have produced."""
-        outbox = self.engine.outbox
-        return Work(outbox.take_early(), self.journal.take(), outbox.take_late())
+        outbox, engine = self.engine.outbox, self.engine
+        batch = self.journal.take()
+        engine.taken()
+        if batch is None:
+            engine.synced()
+        else:
+            self._persisting_since = patches.monotonic()
+        return Work(outbox.take_early(), batch, outbox.take_late())
+
+    def beat(self) -> list[Outgoing]:
+        """While a batch is being persisted: what may leave meanwhile. See Engine.beat."""
+        self.engine.beat(patches.monotonic() - self._persisting_since)
+        return self.engine.outbox.take_early()
 
     def persist(self, batch: Batch) -> None:
         """Blocks until the batch is on disk. For a thread. Raises JournalFailed: then the node must stop."""

@@ -31,7 +31,7 @@ class Outbox(Transport):
 
     def __init__(self, sync_obj: SyncObj, self_node: Node, other_nodes: set[Node]) -> None:
         super().__init__(sync_obj, self_node, other_nodes)
-        self._engine = sync_obj
+        self._engine: Any = sync_obj
         self._early: list[tuple[str, Message, Callable[[], None] | None]] = []
         self._late: list[tuple[str, Message, Callable[[], None] | None]] = []
 
@@ -43,7 +43,8 @@ class Outbox(Transport):
     def send(self, node: Node, message: dict[str, Any]) -> bool:
         """pysyncobj's own sends. Of them only a candidacy is left; all else is overridden in engine.py."""
         assert message["type"] == "request_vote", f"pysyncobj sent {message['type']!r} by itself"
-        self.late(node.id, RequestVote(message["term"], message["last_log_index"], message["last_log_term"]))
+        self.late(node.id, RequestVote(message["term"], message["last_log_index"], message["last_log_term"],
+                                       self._engine.stands_for_its_leader))
         return True
 
     def early(self, member: str, message: Message, lost: Callable[[], None] | None = None) -> None:

@@ -109,8 +109,7 @@ def test_one_change_at_a_time(three: Bench) -> None:
 
 
 def test_a_new_leader_waits_for_an_entry_of_its_own_term(three: Bench) -> None:
-    while three.engine.state() != CANDIDATE:
-        three.tick()
+    three.stand()
     three.tell("a", Vote(three.engine.term()))
     assert three.engine.state() == LEADER
     three.replica.want_members(["a", "b"], [])
@@ -147,7 +146,7 @@ def test_a_host_that_joined_learns_and_neither_stands_nor_leads(tmp_path: Path) 
         assert bench.engine.state() == FOLLOWER, "a learner is no candidate"
         assert bench.tell("a", RequestVote(4, 3, 3)) == [("a", Vote(4))], "it may be a voter that does not know it yet"
         bench.tell("a", AppendEntries(4, 3, 3, 3, [(Configuration(("a", "d")).encode(), 4, 4)]))
-        bench.tick(5.0)
+        bench.stand()
         assert bench.engine.state() == CANDIDATE, "a voter is"
 
 
