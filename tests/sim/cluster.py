@@ -1,182 +1,78 @@
 """A whole Raft cluster in virtual time: real Replicas and Journals, simulated disks, network, clients and power.
 
-Everything random comes from one seed, so that a failing seed replays exactly. The invariants are checked as it runs:
-the same entry at the same index on every member, one leader a term, nothing acknowledged is ever lost or applied twice.
+Everything random comes from one seed, so that a failing seed replays exactly. What must hold at every moment is checked
+as it runs: the same entry and outcome at the same index on every member, one leader a term, one effect a command.
+What must hold in the end stands in checks.py.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable
-from random import Random
-
 from raftmft.core.commands import CommandId, Envelope, NoOp
 from raftmft.core.errors import NotApplied
 from raftmft.core.machine import Entry
-from raftmft.raft.engine import LEADER
-from raftmft.raft.journal import Journal
+from raftmft.core.outcome import Outcome
+from raftmft.raft.base import LEADER
+from raftmft.raft.configuration import Configuration, decode
+from raftmft.raft.messages import decode as decode_message
 from raftmft.raft.proposals import Proposal
-from raftmft.raft.replica import Replica, Work
-from raftmft.raft.transport import Outgoing
+from raftmft.raft.timing import Timing
 from raftmft.wire.commands import encode_envelope
-from tests.sim.disk import SimDisk, tear
-from tests.sim.machine import MemoryMachine
+from tests.sim.machine import MemoryState, SqliteState
+from tests.sim.member import Member
+from tests.sim.world import World
 
-TICK_S = 0.02
-
-
-class Member:
-    """One simulated host: its disk lives on, its replica and machine come and go."""
-
-    def __init__(self, cluster: Cluster, name: str) -> None:
-        self.cluster, self.name, self.disk = cluster, name, SimDisk()
-        self.replica: Replica | None = None
-        self.machine = MemoryMachine()
-        self.life = 0
-        self.syncing: Work | None = None
-        self.paused_until = 0.0
-        self.woken = False
-
-    def start(self) -> None:
-        cluster, life = self.cluster, self.life
-        journal = Journal("journal", disk=self.disk)
-        self.machine._on_entry = lambda entry: cluster.on_entry(self, entry)
-        founders = cluster.founders if self.name in cluster.founders else []
-        self.replica = Replica(self.name, founders, journal, self.machine, rng=Random(cluster.rng.random()),
-                               wall_ms=lambda: int(cluster.now * 1000))
-        self.syncing = None
-        for other in cluster.members.values():
-            if other is not self and other.replica is not None:
-                self.replica.connected(other.name)
-                other.replica.connected(self.name)
-        self._timer(life)
-
-    def crash(self, power: bool) -> None:
-        """The process ends anywhere, also amid a write. `power`: what was not synced and the machine go too."""
-        rng, self.life = self.cluster.rng, self.life + 1
-        if self.replica is not None and self.syncing is not None and rng.random() < 0.7:
-            assert self.syncing.batch is not None
-            tear(self.disk, self.syncing.batch, rng.random() if rng.random() < 0.5 else 1.0)
-        if power:
-            self.disk.lose_power(rng)
-        if power or rng.random() < 0.3:
-            self.machine = MemoryMachine()
-        self.replica, self.syncing = None, None
-        for other in self.cluster.members.values():
-            if other.replica is not None:
-                other.replica.disconnected(self.name)
-
-    def _timer(self, life: int) -> None:
-        if life == self.life:
-            self.round(life)
-            self.cluster.after(TICK_S, lambda: self._timer(life))
-
-    def wake(self) -> None:
-        if not self.woken and self.replica is not None:
-            self.woken = True
-            life = self.life
-            self.cluster.after(self.cluster.rng.uniform(0, 0.0002), lambda: self._woken(life))
-
-    def _woken(self, life: int) -> None:
-        self.woken = False
-        self.round(life)
-
-    def round(self, life: int) -> None:
-        replica, cluster = self.replica, self.cluster
-        if life != self.life or replica is None or self.syncing is not None or cluster.now < self.paused_until:
-            return
-        replica.table.expire(cluster.now)
-        if cluster.listed is not None:
-            last = replica.journal.last_index
-            ready = {m for m, match in replica.status().matched.items() if match >= last - 5}
-            replica.want_members(cluster.listed, ready)
-        replica.tick()
-        cluster.check_leader(self)
-        work = replica.collect()
-        self.release(work.early)
-        if work.batch is None:
-            self.release(work.late)
-            self._apply_all(replica)
-            if replica.wants_tick():
-                self.wake()
-            return
-        if cluster.skip_barrier:
-            self.release(work.late)
-            work.late = []
-        self.syncing = work
-        if cluster.rng.random() < 0.5:
-            self._apply_all(replica)
-        cluster.after(cluster.rng.choice((0.0002, 0.0005, 0.004, 0.03)), lambda: self._synced(life, work))
-
-    def _synced(self, life: int, work: Work) -> None:
-        replica = self.replica
-        if life != self.life or replica is None:
-            return
-        assert work.batch is not None
-        replica.persist(work.batch)
-        replica.persisted(work.batch)
-        self.syncing = None
-        self.release(work.late)
-        self._apply_all(replica)
-        self.wake()
-
-    def _apply_all(self, replica: Replica) -> None:
-        while replica.apply():
-            pass
-
-    def release(self, box: list[Outgoing]) -> None:
-        for out in sorted(box, key=lambda o: o.member):
-            if not self.cluster.send(self.name, out.member, out.body) and out.lost:
-                out.lost()
+TICK_S = Timing().tick_s
 
 
-class Cluster:
+class Cluster(World):
+    """`size` founders, and `joiners` more that may become members: `listed` says who shall be one."""
+
     def __init__(self, seed: int, size: int = 3, *, loss: float = 0.02, repeat: float = 0.02,
-                 skip_barrier: bool = False, joiners: int = 0) -> None:
-        self.seed, self.rng, self.now = seed, Random(seed), 1000.0
+                 skip_barrier: bool = False, joiners: int = 0, timing: Timing | None = None,
+                 machine: type[MemoryState] | type[SqliteState] = MemoryState) -> None:
+        super().__init__(seed)
         self.loss, self.repeat, self.skip_barrier = loss, repeat, skip_barrier
+        self.late, self.late_by_s = 0.05, 0.4
+        self.timing, self.make_state = timing or Timing(), machine
         self.founders = [f"n{i}" for i in range(size)]
         self.names = [f"n{i}" for i in range(size + joiners)]
         # Who shall be a member (None: that never changes). Those removed are not cut off: they may disturb as they can.
         self.listed: set[str] | None = set(self.founders) if joiners else None
-        self.changes = 0
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
-        self._count = 0
         self.cut: set[frozenset[str]] = set()
-        self.entries: dict[int, Entry] = {}
+        self.cut_ways: set[tuple[str, str]] = set()
+        self.entries: dict[int, tuple[Entry, Outcome]] = {}
+        self.effects: dict[CommandId, int] = {}
         self.leaders: dict[int, str] = {}
-        self.acknowledged: dict[bytes, int] = {}
-        self.refused: set[bytes] = set()
-        self.proposed = 0
+        self.acknowledged: dict[CommandId, Outcome] = {}
+        self.refused: set[CommandId] = set()
+        self.proposed = self._last_change = 0
         self.members: dict[str, Member] = {}
         for name in self.names:
             self.members[name] = Member(self, name)
 
-    # --- time -------------------------------------------------------------------------------------------------------
-    def after(self, delay: float, step: Callable[[], None]) -> None:
-        self._count += 1
-        heapq.heappush(self._events, (self.now + delay, self._count, step))
-
-    def run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
-        end = self.now + seconds
-        while self._events and self._events[0][0] <= end:
-            if until():
-                return True
-            self.now, _, step = heapq.heappop(self._events)
-            step()
-        self.now = end
-        return until()
+    def add_member(self) -> Member:
+        """A host that was not there before."""
+        name = f"n{len(self.names)}"
+        self.names.append(name)
+        self.members[name] = Member(self, name)
+        return self.members[name]
 
     # --- network ----------------------------------------------------------------------------------------------------
     def send(self, source: str, target: str, body: bytes) -> bool:
+        """Loses, delays, repeats and reorders. False if there is no link."""
         if self.members[target].replica is None:
             return False
-        if frozenset((source, target)) in self.cut or self.rng.random() < self.loss:
+        if self.cuts(source, target) or self.rng.random() < self.loss:
             return True
         for _ in range(2 if self.rng.random() < self.repeat else 1):
-            delay = self.rng.uniform(0.0001, 0.002) if self.rng.random() < 0.95 else self.rng.uniform(0.01, 0.4)
+            late = self.rng.random() < self.late
+            delay = self.rng.uniform(0.01, self.late_by_s) if late else self.rng.uniform(0.0001, 0.002)
             self.after(delay, lambda: self._deliver(source, target, body))
         return True
+
+    def cuts(self, source: str, target: str) -> bool:
+        """Whether nothing gets from `source` to `target`."""
+        return (source, target) in self.cut_ways or frozenset((source, target)) in self.cut
 
     def _deliver(self, source: str, target: str, body: bytes) -> None:
         member = self.members[target]
@@ -185,55 +81,112 @@ class Cluster:
         if self.now < member.paused_until:
             self.after(member.paused_until - self.now + 0.001, lambda: self._deliver(source, target, body))
             return
+        self.saw(body)
+        if self.verbose:
+            self.note(f"{source} -> {target} {decode_message(body)}"[:300])
         member.replica.receive(source, body)
         assert member.replica._dropped == 0, "an honest message was dropped"
         member.wake()
 
+    def break_link(self, one: str, other: str, for_s: float) -> None:
+        """Both ends see their link go, and another one come."""
+        for a, b in ((one, other), (other, one)):
+            member, life = self.members[a], self.members[a].life
+            if member.replica is not None:
+                member.replica.disconnected(b)
+                self.after(for_s, lambda member=member, life=life, b=b: self._link_again(member, life, b))
+
+    def _link_again(self, member: Member, life: int, other: str) -> None:
+        if member.life == life and member.replica is not None and self.members[other].replica is not None:
+            member.replica.connected(other)
+
     # --- what must hold ---------------------------------------------------------------------------------------------
-    def on_entry(self, member: Member, entry: Entry) -> None:
-        same = self.entries.setdefault(entry.index, entry) == entry
-        assert same, f"{member.name} applied another entry {entry.index}"
+    def applied(self, member: Member, entry: Entry, outcome: Outcome) -> None:
+        """Called for each entry that any member applies."""
+        known = self.entries.setdefault(entry.index, (entry, outcome))
+        assert known[0] == entry, f"{member.name} applied another entry {entry.index}: {entry}, not {known[0]}"
+        assert known[1] == outcome, f"{member.name} got another outcome of {entry.index}: {outcome}, not {known[1]}"
+        identity = entry.envelope.id
+        if identity is not None and outcome.index == entry.index and outcome.rejection is None:
+            first = self.effects.setdefault(identity, entry.index)
+            assert first == entry.index, f"{identity} had its effect at entry {first} and again at {entry.index}"
 
     def check_leader(self, member: Member) -> None:
+        """Called after each tick: never two leaders in a term."""
         assert member.replica is not None
         if member.replica.engine.state() == LEADER:
             term = member.replica.engine.term()
-            assert self.leaders.setdefault(term, member.name) == member.name, f"two leaders in term {term}"
+            if term not in self.leaders:
+                self.leaders[term] = member.name
+                self.note(f"{member.name} leads in term {term}")
+            assert self.leaders[term] == member.name, f"two leaders in term {term}: {self.leaders[term]}, {member.name}"
+            index, configuration = member.replica.engine._configurations[-1]
+            if self._last_change < index <= member.replica.engine.commit_index():
+                self._last_change = index
+                self.coverage["membership changes"] += 1
+                self.note(f"committed at {index}: {configuration}")
+
+    def check_members(self) -> None:
+        """Called now and then: each member goes by the last configuration in its log."""
+        for member in self.members.values():
+            if member.replica is None:
+                continue
+            engine, journal = member.replica.engine, member.replica.journal
+            founders = tuple(sorted(self.founders)) if member.name in self.founders else ()
+            index, last = 0, Configuration(founders)
+            if journal.configurations:
+                index, command = journal.configurations[-1]
+                last = decode(command)
+            assert engine.configuration == last, (
+                f"{member.name} goes by {engine.configuration} and its log says {last} at entry {index}")
+            assert engine.commit_index() <= journal.last_index, f"{member.name} has committed what it has not"
 
     def leader(self) -> Member | None:
+        """Who leads in the highest term, as far as that member knows."""
         up = [m for m in self.members.values() if m.replica is not None and m.replica.engine.state() == LEADER]
         return max(up, key=lambda m: m.replica.engine.term() if m.replica else 0, default=None)
 
-    # --- clients ----------------------------------------------------------------------------------------------------
-    def propose(self, name: str, timeout_s: float = 1.0, retries: int = 3) -> bytes | None:
-        """One command through a member, retried under its id as a Proposer does. Returns its payload."""
+    def is_settled(self) -> bool:
+        """Whether the leader's configuration is committed, and is what is listed."""
+        leader = self.leader()
+        if leader is None or leader.replica is None or self.listed is None:
+            return False
+        engine = leader.replica.engine
+        wanted = Configuration(tuple(sorted(self.listed)))
+        return engine.is_settled() and engine.has_quorum() and engine.configuration == wanted
+
+    # --- a client of its own ------------------------------------------------------------------------------------------
+    def propose(self, name: str, timeout_s: float = 1.0, retries: int = 3) -> CommandId | None:
+        """One command through a member, retried under its id. Returns that."""
         member = self.members[name]
         if member.replica is None:
             return None
         self.proposed += 1
-        payload = b"%d" % self.proposed
-        envelope = Envelope(NoOp(payload), CommandId(name, member.life, self.proposed))
-        self._attempt(member, member.life, payload, encode_envelope(envelope), timeout_s, retries, False)
-        return payload
+        identity = CommandId(f"client-{name}", member.life, self.proposed)
+        envelope = Envelope(NoOp(b"%d" % self.proposed), identity)
+        self._attempt(member, member.life, envelope, timeout_s, retries, False)
+        return identity
 
-    def _attempt(self, member: Member, life: int, payload: bytes, data: bytes, timeout_s: float, retries: int,
+    def _attempt(self, member: Member, life: int, envelope: Envelope, timeout_s: float, retries: int,
                  maybe: bool) -> None:
         if member.life != life or member.replica is None:
             return
+        identity = envelope.id
+        assert identity is not None
 
         def ended() -> None:
             if member.life != life:
                 return
             if proposal.outcome is not None:
-                self.acknowledged[payload] = proposal.outcome.index
+                self.acknowledged[identity] = proposal.outcome
                 return
             unsure = maybe or not isinstance(proposal.error, NotApplied)
             if retries:
-                self.after(0.02, lambda: self._attempt(member, life, payload, data, timeout_s, retries - 1, unsure))
+                self.after(0.02, lambda: self._attempt(member, life, envelope, timeout_s, retries - 1, unsure))
             elif not unsure:
-                self.refused.add(payload)
+                self.refused.add(identity)
 
-        proposal = Proposal(data, self.now + timeout_s, ended)
+        proposal = Proposal(encode_envelope(envelope), self.now + timeout_s, ended)
         try:
             member.replica.propose(proposal)
         except NotApplied:
@@ -241,44 +194,49 @@ class Cluster:
         member.wake()
 
     # --- the end ----------------------------------------------------------------------------------------------------
-    def settle(self) -> None:
-        """Heals everything, restarts who is down, and checks that all agree and nothing acknowledged is missing."""
+    def heal(self) -> None:
+        """Ends every trouble, and restarts who is down."""
         self.cut.clear()
-        self.loss = self.repeat = 0.0
+        self.cut_ways.clear()
+        self.loss = self.repeat = self.late = 0.0
         for member in self.members.values():
-            member.paused_until = 0.0
-            if member.replica is None:
+            member.paused_until = member.stall_s = 0.0
+            member.on_late = None
+            wanted = member.was_started or (self.listed is None or member.name in self.listed)
+            if member.replica is None and wanted and not member.is_lost:
                 member.start()
+            for file in member.disk.files.values():
+                file.fail_append = file.fail_sync = False
+
+    def settle(self) -> None:
+        """Heals everything, and checks that all come to agree and that nothing acknowledged is missing."""
+        from tests.sim import checks
+        self.note("everything heals")
+        self.heal()
         if self.listed is not None:
             assert self.run(60.0, self._agreed), "the healed cluster does not come to the members that are listed"
-        members = [m for m in self.members.values() if self.listed is None or m.name in self.listed]
-        last = self.propose(members[0].name, timeout_s=5.0, retries=1000)
-        assert last is not None
+        members = [m for m in self.members.values() if not m.is_lost and (self.listed is None or m.name in self.listed)]
+        front = members[0].frontend
+        assert front is not None
+        assert self.run(30.0, lambda: front.is_ready), "the healed cluster makes no progress"
+        last: list[Outcome] = []
+        self.proposed += 1
+        front.execute(self.make_state.write(0, self.proposed),
+                      lambda result, _: last.append(result) if isinstance(result, Outcome) else None)
 
         def done() -> bool:
-            return all(last in member.machine.payloads for member in members)
+            return bool(last) and all(m.state.applied >= last[0].index for m in members)
 
-        assert self.run(30.0, done), "the healed cluster makes no progress"
+        assert self.run(10.0, done), "the healed cluster does not apply a command everywhere"
         self.run(2.0)
-        states = [member.machine.payloads for member in members]
-        assert all(state == states[0] for state in states), "members differ"
-        assert len(set(states[0])) == len(states[0]), "a command was applied twice"
-        lost = [payload for payload in self.acknowledged if payload not in set(states[0])]
-        assert not lost, f"{len(lost)} of {len(self.acknowledged)} acknowledged commands are lost"
-        lied = self.refused & set(states[0])
-        assert not lied, f"{len(lied)} commands were reported as not applied and were"
+        checks.check_end(self, members)
 
     def _agreed(self) -> bool:
-        assert self.listed is not None
-        leader = self.leader()
-        if leader is None or leader.replica is None:
-            return False
-        if leader.name not in self.listed:
-            leader.replica.engine.hand_over()
-            leader.wake()
-        engine = leader.replica.engine
-        done = engine.is_settled() and set(engine.configuration.voters) == self.listed
+        done = self.is_settled()
         if done:  # as the links do once the list says so
+            assert self.listed is not None
             gone = [name for name in self.names if name not in self.listed]
             self.cut = {frozenset((a, b)) for a in gone for b in self.names if a != b}
         return done
+
+

@@ -1,0 +1,31 @@
+"""Seeds on all cores."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+from tests.sim.seeds import SECONDS, Report, run_seed
+
+
+def _run(job: tuple[int, float]) -> Report:
+    report = run_seed(*job)
+    if not report.failure:
+        report.trace = []
+    return report
+
+
+def run_many(seeds: Iterable[int], seconds: float = SECONDS, *, jobs: int = 0) -> Iterator[Report]:
+    """Reports in the order of the seeds, from processes that end with it; `jobs` of them, by default one a core."""
+    work = [(seed, seconds) for seed in seeds]
+    jobs = min(jobs or len(os.sched_getaffinity(0)), len(work))
+    if jobs <= 1:
+        yield from map(_run, work)
+        return
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
+    try:
+        yield from pool.map(_run, work)
+    finally:
+        pool.shutdown(cancel_futures=True)
