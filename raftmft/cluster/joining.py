@@ -34,8 +34,12 @@ from raftmft.wire.token import JoinToken
 MOST_ANSWERING = 8
 """Requests answered at once; their certificates cost CPU, and only who was undecided before gets here."""
 ANSWER_LIMIT_S = 8.0
-ATTEMPT_LIMIT_S = 12.0
-JOIN_LIMIT_S = 45.0
+CONNECT_LIMIT_S = 3.0
+ANSWER_WAIT_S = ANSWER_LIMIT_S + 2.0
+NO_QUORUM_LIMIT_S, UNKNOWN_LIMIT_S = 6.0, 45.0
+"""How long after its begin a join is asked for again: an election is over by then; a request of unknown outcome is
+asked for longer, as only an answer tells whether this host is admitted.
+"""
 PAUSE_S = 0.3
 CLOCK_SKEW_MS = 5 * 60 * 1000
 
@@ -109,25 +113,23 @@ class JoinDoor:
 
 
 async def ask_to_join(token: JoinToken, request: Callable[[], JoinRequest | RenewRequest], first: str | None = None, *,
-                      clock_ms: Callable[[], int] | None = None, limit_s: float = JOIN_LIMIT_S
-                      ) -> tuple[Admitted, bytes]:
+                      clock_ms: Callable[[], int] | None = None) -> tuple[Admitted, bytes]:
     """(admission, the CA's certificate). Asks at each address in turn, and again while an election may be under way.
 
     NodeUnreachable: nobody answered. NoQuorum: who did has none. RaftmftError: refused. OutcomeUnknown: it may have
     been admitted. The same request (one key) may be made as often as one likes: it is admitted once.
     """
     addresses = list(dict.fromkeys(([first] if first else []) + list(token.addresses)))
-    deadline = trio.current_time() + limit_s
-    unknown, trouble = "", ""
+    began = trio.current_time()
+    unknown, lacking, trouble = "", "", ""
     while True:
         reached = False
         for address in addresses:
             try:
-                with trio.fail_after(ATTEMPT_LIMIT_S):
-                    status, value, authority = await _ask(token, address, request, clock_ms or _now_ms)
+                status, value, authority = await _ask(token, address, request, clock_ms or _now_ms)
             except (OSError, trio.BrokenResourceError, trio.TooSlowError, _Lost) as error:
                 if isinstance(error, _Lost):
-                    unknown, reached = f"{address} closed before it answered", True
+                    unknown, reached = f"{address} was asked and did not answer", True
                 else:
                     trouble = f"{address}: {getattr(error, 'strerror', None) or error or 'no answer in time'}"
                 continue
@@ -139,15 +141,15 @@ async def ask_to_join(token: JoinToken, request: Callable[[], JoinRequest | Rene
             if status == joining.REFUSED:
                 raise RaftmftError(f"{value}")
             unknown = value if status == joining.UNKNOWN else unknown
-            trouble = f"{address}: {value}"
-        if not reached and not unknown:
+            lacking = f"{address}: {value}"
+        if not (reached or unknown or lacking):
             raise NodeUnreachable(f"no member answers ({trouble}); are they running, and is their peer port open to "
                                   "this host?")
-        if trio.current_time() >= deadline:
+        if trio.current_time() >= began + (UNKNOWN_LIMIT_S if unknown else NO_QUORUM_LIMIT_S):
             if unknown:
                 raise OutcomeUnknown(f"outcome unknown: this host may have been admitted ({unknown}); look at raftmft "
                                      "member list, and remove it there before it joins again")
-            raise NoQuorum(f"no quorum: no member that answers has one ({trouble}); see raftmft status there")
+            raise NoQuorum(f"no quorum: no member that answers has one ({lacking}); see raftmft status there")
         await trio.sleep(PAUSE_S)
 
 
@@ -157,19 +159,20 @@ class _Lost(Exception):
 
 async def _ask(token: JoinToken, address: str, request: Callable[[], JoinRequest | RenewRequest],
                clock_ms: Callable[[], int]) -> tuple[str, Admitted | str, bytes]:
-    opened = await trio.open_tcp_stream(*address_of(address))
-    await opened.send_all(joining.MAGIC)
+    with trio.fail_after(CONNECT_LIMIT_S):
+        opened = await trio.open_tcp_stream(*address_of(address))
+        await opened.send_all(joining.MAGIC)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # verified below, against the token
     sock = socket.socket(opened.socket.family, socket.SOCK_STREAM, fileno=opened.socket.detach())
     stream = TlsStream(sock, context, server_side=False)
-    sent = False
     try:
-        await stream.handshake(HANDSHAKE_TIMEOUT_S)
-        nonce = secrets.token_bytes(joining.NONCE_BYTES)
-        await stream.send_all(joining.encode_knock(Knock(token.hash, nonce)))
-        greeting = joining.decode_greeting(await _read_frame(stream))
+        with trio.fail_after(HANDSHAKE_TIMEOUT_S):
+            await stream.handshake(HANDSHAKE_TIMEOUT_S)
+            nonce = secrets.token_bytes(joining.NONCE_BYTES)
+            await stream.send_all(joining.encode_knock(Knock(token.hash, nonce)))
+            greeting = joining.decode_greeting(await _read_frame(stream))
         check_member(token, greeting, stream.peer_certificate(), address, clock_ms())
         asked = request()
         if isinstance(asked, JoinRequest) and not compare_digest(
@@ -177,15 +180,14 @@ async def _ask(token: JoinToken, address: str, request: Callable[[], JoinRequest
             raise ConfigError(f"{address} could not prove that it is a member now: the token is forged, or was made "
                               "before the cluster key was changed, or the host was removed; make another token with "
                               "raftmft token create")
-        sent = True
         kind = joining.RENEW if isinstance(asked, RenewRequest) else joining.JOIN
-        await stream.send_all(joining.encode_request(kind, asked))
-        status, value = joining.decode_answer(await _read_frame(stream))
-        return status, value, greeting.authority
-    except (trio.BrokenResourceError, OSError):
-        if sent:
+        try:  # from here on it may have been done
+            with trio.fail_after(ANSWER_WAIT_S):
+                await stream.send_all(joining.encode_request(kind, asked))
+                status, value = joining.decode_answer(await _read_frame(stream))
+        except (trio.BrokenResourceError, trio.TooSlowError, OSError):
             raise _Lost from None
-        raise
+        return status, value, greeting.authority
     finally:
         stream.close()
 

@@ -13,6 +13,7 @@ import trio
 from peer_nodes import CLUSTER, cluster_of, make_files
 
 from raftmft.cluster import certificates
+from raftmft.cluster import joining as ways
 from raftmft.cluster.joining import JoinDoor, ask_to_join
 from raftmft.cluster.listener import PeerListener, open_port
 from raftmft.core.errors import (
@@ -50,6 +51,8 @@ async def door(tmp_path, outcomes, asked) -> AsyncIterator[JoinToken]:
             outcome = outcomes.pop(0) if len(outcomes) > 1 else outcomes[0]
             if isinstance(outcome, Exception):
                 raise outcome
+            if outcome is None:
+                await trio.sleep_forever()
             return outcome
 
         node = cluster.nodes["n1"]
@@ -137,12 +140,25 @@ async def test_no_quorum_and_unknown_are_asked_again_with_the_same_key(tmp_path)
     assert [r.public_key for r in asked] == [b"key"] * 3
 
 
-@pytest.mark.parametrize(("outcome", "error"), [
-    (NoQuorum("no quorum"), NoQuorum), (OutcomeUnknown("x"), OutcomeUnknown)])
-async def test_it_gives_up_in_time(tmp_path, outcome, error):
-    async with door(tmp_path, [outcome], []) as token:
-        with pytest.raises(error):
-            await ask_to_join(token, request, limit_s=0.5)
+@pytest.mark.parametrize(("outcome", "error", "limit"), [
+    (NoQuorum("no quorum"), NoQuorum, "NO_QUORUM_LIMIT_S"), (OutcomeUnknown("x"), OutcomeUnknown, "UNKNOWN_LIMIT_S")])
+async def test_it_gives_up_in_time(tmp_path, monkeypatch, outcome, error, limit):
+    asked = []
+    monkeypatch.setattr(ways, limit, 0.5)
+    async with door(tmp_path, [outcome], asked) as token:
+        with trio.fail_after(4), pytest.raises(error):  # the other limit is longer than that
+            await ask_to_join(token, request)
+    assert len(asked) > 1
+
+
+async def test_a_member_that_falls_silent_when_asked_may_have_done_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(ways, "ANSWER_WAIT_S", 0.2)
+    monkeypatch.setattr(ways, "UNKNOWN_LIMIT_S", 0.5)
+    asked = []
+    async with door(tmp_path, [None], asked) as token:
+        with pytest.raises(OutcomeUnknown, match="was asked and did not answer"):
+            await ask_to_join(token, request)
+    assert asked
 
 
 async def test_a_refusal_is_final_and_nobody_is_unreachable(tmp_path):

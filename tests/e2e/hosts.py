@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,28 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))}
 
 
+@contextmanager
+def small_disk(folder: Path, options: str) -> Iterator[Path]:
+    """A file system of its own, mounted with these options (needs root)."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@contextmanager
+def taken_port(setting: str) -> Iterator[int]:
+    """A port of 127.0.0.1 that somebody else uses, UDP if it is to be the gossip port."""
+    (port,) = free_ports(1)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM if setting == "gossip-port" else socket.SOCK_STREAM) as taken:
+        taken.bind(("127.0.0.1", port))
+        if setting != "gossip-port":
+            taken.listen()
+        yield port
+
+
 @dataclass
 class Host:
     """One member's data directory, and its process while it runs."""
@@ -59,6 +84,11 @@ class Hosts:
         """A raftmft command, to its end."""
         return subprocess.run([*RAFTMFT, *words], capture_output=True, timeout=timeout_s, **more)
 
+    def run_limited(self, files: int, *words: str) -> Done:
+        """A raftmft command that may open so many files."""
+        return subprocess.run(["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh", *RAFTMFT, *words],
+                              capture_output=True, timeout=60)
+
     def run_init(self, folder: str, *options: str) -> Done:
         """`raftmft init` below the folder; later options win over the usual ones."""
         return self.run("init", "--data-dir", str(self.folder / folder), "--cluster-name", "files", "--advertise",
@@ -76,11 +106,15 @@ class Hosts:
         return done.stdout.decode().splitlines()[-1]
 
     def run_join(self, folder: str, token: str, *options: str) -> Done:
-        """`raftmft join` below the folder; the token comes in a file."""
+        """`raftmft join` below the folder."""
+        return self.run(*self.join_words(folder, token, *options))
+
+    def join_words(self, folder: str, token: str, *options: str) -> list[str]:
+        """The words of a join below the folder; the token comes in a file. Later options win over the usual ones."""
         file = self.folder / f"{folder.replace('/', '-')}.token"
         file.write_text(token + "\n")
-        return self.run("join", "--token-file", str(file), "--data-dir", str(self.folder / folder),
-                        "--advertise", "127.0.0.1", "--listen", "127.0.0.1", *port_options(), *options)
+        return ["join", "--token-file", str(file), "--data-dir", str(self.folder / folder),
+                "--advertise", "127.0.0.1", "--listen", "127.0.0.1", *port_options(), *options]
 
     def join(self, folder: str, token: str, *options: str) -> Host:
         """Another member, named like its folder."""

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from raftmft.cli.dev import free_ports
-from tests.e2e.harness import RAFTMFT
-from tests.e2e.hosts import Hosts, port_options, refused, snapshot
+from tests.e2e.hosts import Hosts, port_options, refused, small_disk, snapshot, taken_port
 
 
 @pytest.fixture
@@ -62,42 +59,28 @@ def test_bad_options_get_one_line(hosts: Hosts, options: list[str], text: str) -
 
 @pytest.mark.parametrize("setting", ["sftp-port", "peer-port", "admin-port", "gossip-port"])
 def test_a_port_in_use_is_named(hosts: Hosts, setting: str) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM if setting == "gossip-port" else socket.SOCK_STREAM) as taken:
-        (port,) = free_ports(1)
-        taken.bind(("127.0.0.1", port))
-        if setting != "gossip-port":
-            taken.listen()
+    with taken_port(setting) as port:
         line = refused(hosts.run_init("d1", *port_options(), f"--{setting}", str(port)))
         assert f":{port}" in line and f"--{setting}" in line and not (hosts.folder / "d1").exists()
 
 
 def test_too_few_open_files_are_told_by_init_and_node(hosts: Hosts) -> None:
     host = hosts.init("d1")
-
-    def limited(*words: str) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(["sh", "-c", 'ulimit -n 200 && exec "$@"', "sh", *RAFTMFT, *words], capture_output=True,
-                              timeout=60)
-
     options = ["--data-dir", str(hosts.folder / "d2"), "--cluster-name", "c", "--advertise", "127.0.0.1"]
-    assert "LimitNOFILE" in refused(limited("init", *options, *port_options()))
+    assert "LimitNOFILE" in refused(hosts.run_limited(200, "init", *options, *port_options()))
     assert not (hosts.folder / "d2").exists()
     before = snapshot(host.data_dir)
-    assert "LimitNOFILE" in refused(limited("node", "--data-dir", str(host.data_dir)))
+    assert "LimitNOFILE" in refused(hosts.run_limited(200, "node", "--data-dir", str(host.data_dir)))
     assert snapshot(host.data_dir) == before
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small disk")
 @pytest.mark.parametrize("options", ["size=64k", "size=16m,ro"], ids=["full", "read-only"])
 def test_a_full_or_read_only_disk_is_told_and_left_as_it_was(hosts: Hosts, options: str) -> None:
-    disk = hosts.folder / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)], check=True)
-    try:
+    with small_disk(hosts.folder / "disk", options) as disk:
         line = refused(hosts.run_init("disk/d", *port_options()))
         assert "No space left" in line or "Read-only" in line
         assert list(disk.iterdir()) == []
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a directory away")
