@@ -253,7 +253,7 @@ class Replica:
         if not self.table.has_queued() or self._uncommitted_bytes >= MAX_UNCOMMITTED_BYTES:
             return
         index, size = self.journal.last_index, 0
-        head = _STAMPED.pack(0, self._wall_ms())
+        head = _STAMPED.pack(0, max(0, self._wall_ms()))
         entries: list[LogEntry] = []
         placed: dict[str, list[tuple[int, int]]] = {}
         for item in self.table.drain(MAX_TICK_COUNT, MAX_TICK_BYTES):
