@@ -35,6 +35,8 @@ from raftmft.wire.loglines import fields
 
 PING_PERIOD_S = 0.5
 SILENCE_LIMIT_S = 2.5
+HEARD_WITHIN_S = 3 * PING_PERIOD_S
+"""A member from which nothing was heard for this long is not reachable now, though its link may yet be kept."""
 BUFFER_MAX_BYTES = 64 << 20
 WRITE_MAX_BYTES = 1 << 20
 READ_BYTES = 256 << 10
@@ -98,6 +100,13 @@ class PeerLinks:
     def connected(self) -> frozenset[str]:
         """The members that a link is up to."""
         return frozenset(self._links)
+
+    def hears(self, member: str) -> bool:
+        """Whether the member is reachable: a link is up, and something came over it within HEARD_WITHIN_S. A busy
+        member is, a stopped one or one behind a cut cable is not. Just after a pause of this process it may be False.
+        """
+        link = self._links.get(member)
+        return link is not None and trio.current_time() - link.heard_at <= HEARD_WITHIN_S
 
     def send(self, member: str, kind: str, body: bytes) -> bool:
         """Takes the message for sending, in order, without blocking. False: no link, or it was just dropped. True is no

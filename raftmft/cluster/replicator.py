@@ -5,6 +5,10 @@ background. What the background may hold in memory is bounded per member (BACKGR
 abandoned, and that owner's repairer fetches the chunk later, as it does for all that was published while it was away. A
 stand-in's copy counts like an owner's; what is then owed to the owner, its repairer fetches in the same way.
 
+Two questions are kept apart. Whether a member is *worth trying* now, gossip says, quickly and sometimes wrongly; and a
+bulk connection may not come up in its time because a machine is busy. Whether it is *reachable* its control link says:
+it talks, or it does not. Only if too few members are reachable is there no quorum; slowness is waited for.
+
 Fan-out: every copy leaves from here. (A chain loads the ingesting node less; it is a later step.)
 """
 
@@ -19,15 +23,17 @@ from raftmft.cluster.bulk import PutRefused
 from raftmft.cluster.hello import PeerRefused, PeerUnreachable
 from raftmft.core.errors import RaftmftError
 
+RETRY_S = 0.25
+"""How often a waiting put looks for members that came back, and the pause before one that failed is tried again."""
 UNREACHABLE_DEADLINE_S = 2.5
-"""How long fewer than `need` members may be reachable before `put` gives up. That a member is gone, its silent link may
-tell as late as 2.5 s after the fact, and the contract grants 5 s in all."""
+"""How long fewer than `need` members may be reachable before `put` gives up. That a member is gone, its silent link
+tells 1.5 s after the fact (links.HEARD_WITHIN_S), and the contract grants 5 s in all."""
+LOOK_MAX_S = 2 * RETRY_S
+"""As much as one look at who is reachable may add to that: a pause of this process is not the silence of others."""
 PUT_DEADLINE_S = 60.0
 """How long a put may take although enough members are reachable: they are slow then, or their disks are full."""
 STALL_S = 2.0
 """An owner that has not answered for this long gets a stand-in beside it."""
-RETRY_S = 0.25
-"""How often a waiting put looks for members that came back, and the pause before one that failed is tried again."""
 BACKGROUND_MAX_BYTES = 16 << 20
 
 Buffer = bytes | bytearray | memoryview
@@ -44,12 +50,14 @@ class Replicator:
     """Copies of chunks on other members. `run` must be running.
 
     `put_to(member, id, data)` returns once durable there (BulkPool.put); `alive(member)` says whether it is worth
-    trying; `ranking(id)` gives all members that store, in rendezvous order (the owners first).
+    trying, `reachable(member)` whether anything was heard from it just now (PeerLinks.hears); `ranking(id)` gives all
+    members that store, in rendezvous order (the owners first).
     """
 
     def __init__(self, me: str, put_to: PutTo, alive: Callable[[str], bool],
-                 ranking: Callable[[bytes], Sequence[str]]) -> None:
-        self._me, self._put_to, self._alive, self._ranking = me, put_to, alive, ranking
+                 reachable: Callable[[str], bool], ranking: Callable[[bytes], Sequence[str]]) -> None:
+        self._me, self._put_to, self._ranking = me, put_to, ranking
+        self._alive, self._reachable = alive, reachable
         self._nursery: trio.Nursery | None = None
         self._background: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
@@ -88,16 +96,15 @@ class Replicator:
     async def _gather(self, job: _Job, owners: list[str]) -> None:
         """Starts copies, and stand-ins as needed, until enough are held. All decisions of a put are taken here."""
         started = trio.current_time()
-        reachable_at = started
+        alone = Alone(started)
         for owner in owners:
             if self._alive(owner):
                 self._start(job, owner)
         while len(job.held_by) < job.need:
             now = trio.current_time()
             candidates = [m for m in self._ranking(job.chunk_id) if m != self._me]
-            reachable = [m for m in candidates if self._alive(m) and m not in job.unreachable]
-            if len(set(reachable) | job.held_by.keys()) >= job.need:
-                reachable_at = now
+            reachable = {m for m in candidates if self._reachable(m)}
+            alone_s = alone.look(now, len(reachable | job.held_by.keys()) < job.need)
             # An owner that is dead, failed or has stalled gets the next in rank to stand in for it.
             hopeful = sum(1 for m, copy in job.copies.items()
                           if m in job.held_by or (copy.running and now - copy.started_at < STALL_S))
@@ -109,7 +116,7 @@ class Replicator:
                         self.counts["stood_in"] += 1
                     self._start(job, member)
                     hopeful += 1
-            if now - reachable_at > UNREACHABLE_DEADLINE_S:
+            if alone_s > UNREACHABLE_DEADLINE_S:
                 raise NotEnoughHolders(f"no quorum: {len(job.held_by)} of {job.need} other members keep the chunk; "
                                        f"check `raftmft status`{job.complaints()}")
             if now - started > PUT_DEADLINE_S:
@@ -147,6 +154,20 @@ class Replicator:
             job.changed.set()
 
 
+class Alone:
+    """For how long too few members have been reachable. Pauses of this process itself are not counted."""
+
+    def __init__(self, now: float) -> None:
+        self._looked_at, self._alone_s = now, 0.0
+
+    def look(self, now: float, is_alone: bool) -> float:
+        """Seconds of it until `now`, at most LOOK_MAX_S of them since the last look; 0.0 as soon as enough are."""
+        step = min(now - self._looked_at, LOOK_MAX_S)
+        self._looked_at = now
+        self._alone_s = self._alone_s + step if is_alone else 0.0
+        return self._alone_s
+
+
 class _Copy:
     """One attempt to put the chunk to one member."""
 
@@ -173,7 +194,7 @@ class _Job:
         return copy is None or not (copy.running or member in self.held_by or now - copy.failed_at < RETRY_S)
 
     def answered(self, member: str, refusal: str = "") -> None:
-        """The member spoke: only that makes it reachable again after it was not (a dial under way does not)."""
+        """The member spoke: what was said of it before is out of date."""
         self.unreachable.pop(member, None)
         self.refusals.pop(member, None)
         if refusal:

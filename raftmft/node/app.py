@@ -152,7 +152,7 @@ class Node:
         self.holders = Holders(self.me, self.links, lambda chunk_id: self.holdings.find(chunk_id) is not None)
         self.pool = BulkPool(lambda member: hello.dial(
             me, member, self.roster.peer_addresses()[member], "bulk", self.roster.directory))
-        self.replicator = Replicator(self.me, self.pool.put, self.view.alive, self.view.ranking)
+        self.replicator = Replicator(self.me, self.pool.put, self.view.alive, self.links.hears, self.view.ranking)
         self.fetcher = Fetcher(self.me, self.pool.get, self.holdings, self.view.alive, self.view.ranking)
         self.repairer = Repairer(self._manifests_since, self.view.owns,
                                  lambda: self.state.applied, self.holdings, self.fetcher, self.data_dir.repair_mark,

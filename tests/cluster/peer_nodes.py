@@ -152,7 +152,8 @@ class Node:
                                on_up=lambda m: self.events.append(("up", m)), on_down=self.on_down)
         self.pool = BulkPool(self.dial_bulk)
         self.server = BulkServer(self.holdings, on_damaged=lambda i: self.damaged.append((name, i)))
-        self.replicator = Replicator(name, self.pool.put, lambda m: m in self.links.connected(), cluster.ranking)
+        self.replicator = Replicator(name, self.pool.put, lambda m: m in self.links.connected(), self.links.hears,
+                                     cluster.ranking)
         self.fetcher = Fetcher(name, self.pool.get, self.holdings, lambda m: m in self.links.connected(),
                                cluster.ranking, on_damaged=lambda m, i: self.damaged.append((m, i)))
         self.listener = PeerListener(self.me, lambda: cluster.directory, on_control=self.links.serve,

@@ -12,11 +12,11 @@ import trio.testing
 from blake3 import blake3
 from peer_nodes import SegmentStorage, cluster_of, until
 
-from raftmft.cluster import bulk, hello, replicator
+from raftmft.cluster import bulk, hello, links, replicator
 from raftmft.cluster.bulk import ByteBudget, PutRefused
 from raftmft.cluster.fetcher import ChunkUnavailable
 from raftmft.cluster.hello import PeerUnreachable
-from raftmft.cluster.replicator import NotEnoughHolders
+from raftmft.cluster.replicator import UNREACHABLE_DEADLINE_S, Alone, NotEnoughHolders
 from raftmft.wire import peer
 
 MIB = 1 << 20
@@ -143,13 +143,60 @@ async def test_a_member_that_comes_back_in_time_is_used(tmp_path):
     async with cluster_of(tmp_path, "n1", "n2") as cluster:
         n1 = cluster.nodes["n1"]
         alive = False
-        n1.replicator._alive = lambda member: alive
+        n1.replicator._alive = n1.replicator._reachable = lambda member: alive
         _, data = chunk()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(put, n1, data)
             await trio.testing.wait_all_tasks_blocked(0.05)
             alive = True
         assert len(cluster.nodes["n2"].storage.chunks) == 1
+
+
+async def test_bulk_connections_that_come_up_late_are_waited_for_while_the_member_talks(tmp_path, monkeypatch):
+    monkeypatch.setattr(replicator, "UNREACHABLE_DEADLINE_S", 0.2)
+    async with cluster_of(tmp_path, "n1", "n2", "n3") as cluster:
+        n1, tried = cluster.nodes["n1"], []
+
+        async def too_busy(member):
+            tried.append(member)
+            if len(tried) <= 8:  # each failure is followed by a pause of 0.25 s at least
+                raise PeerUnreachable(f"{member} did not answer in 2 s")
+            return await n1.dial_bulk(member)
+
+        n1.pool._dial = too_busy
+        assert await put(n1, chunk()[1])
+        assert len(tried) > 8
+
+
+async def test_members_that_gossip_holds_for_suspect_are_waited_for_while_they_talk(tmp_path, monkeypatch):
+    monkeypatch.setattr(replicator, "UNREACHABLE_DEADLINE_S", 0.2)
+    async with cluster_of(tmp_path, "n1", "n2") as cluster:
+        n1, looks = cluster.nodes["n1"], []
+        n1.replicator._alive = lambda member: looks.append(member) or len(looks) > 10
+        assert await put(n1, chunk()[1], owners=("n1", "n2")) == ("n2",)
+
+
+async def test_silent_members_are_no_quorum_though_their_links_are_still_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(replicator, "UNREACHABLE_DEADLINE_S", 0.2)
+    async with cluster_of(tmp_path, "n1", "n2") as cluster:
+        n1, n2 = cluster.nodes.values()
+        n2.storage.before_append = lambda: pytest.fail("it is never reached")
+        link = n1.links._links["n2"]
+        assert n1.links.hears("n2")
+        link.heard_at -= links.HEARD_WITHIN_S
+        assert not n1.links.hears("n2") and "n2" in n1.links.connected()
+        await until(lambda: n1.links.hears("n2"))  # its next ping
+        n1.replicator._reachable = n1.replicator._alive = lambda member: False
+        with trio.fail_after(5), pytest.raises(NotEnoughHolders, match="no quorum: 0 of 1"):
+            await put(n1, chunk()[1])
+
+
+def test_a_pause_of_ones_own_is_not_the_silence_of_others():
+    alone = Alone(100.0)
+    assert alone.look(100.25, True) == 0.25
+    assert alone.look(160.0, True) == 0.25 + replicator.LOOK_MAX_S < UNREACHABLE_DEADLINE_S
+    assert alone.look(160.1, False) == 0
+    assert alone.look(160.2, True) == pytest.approx(0.1)
 
 
 async def test_a_full_disk_refuses_with_its_reason_and_another_holds_the_chunk(tmp_path, monkeypatch):
