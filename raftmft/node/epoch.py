@@ -20,7 +20,7 @@ from raftmft.core.outcome import Code, Outcome
 from raftmft.node import oplog
 from raftmft.node.link import value_of
 from raftmft.raft.driver import RaftDriver
-from raftmft.raft.proposer import Proposer
+from raftmft.raft.proposer import EpochOver, Proposer
 from raftmft.wire.loglines import fields
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,11 @@ class Epoch:
         """Applies a command once. NoQuorum: it certainly did not happen; OutcomeUnknown: it may have."""
         if self._proposer is None:
             raise NotApplied("this node has not joined its cluster yet; try again in a moment")
-        outcome = await self._proposer.execute(command, timeout_s=timeout_s)
+        try:
+            outcome = await self._proposer.execute(command, timeout_s=timeout_s)
+        except EpochOver:
+            self.over.set()
+            raise
         oplog.committed(outcome.index)
         if outcome.rejection is not None and outcome.rejection.code == Code.STALE_EPOCH:
             self.over.set()

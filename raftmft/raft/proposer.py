@@ -27,6 +27,10 @@ class Driver(Protocol):
         """See RaftDriver.propose."""
 
 
+class EpochOver(OutcomeUnknown):
+    """An earlier attempt may have been applied; then the member's epoch ended, and no further attempt can tell."""
+
+
 class Numbers:
     """The ids of this member's commands under one epoch, and from which on it still wants their outcomes."""
 
@@ -67,10 +71,13 @@ class Attempts:
     def judge(self, result: Outcome | RaftmftError) -> Outcome | RaftmftError | None:
         """The command's end; None if it is to be tried again after `pause_s`."""
         if isinstance(result, Outcome):
-            if result.rejection is None or result.rejection.code != Code.STALE_COMMAND:
-                return result
-            self._maybe_applied = True  # an earlier attempt was applied, and its outcome is forgotten already
-            return self.given_up()
+            code = result.rejection and result.rejection.code
+            if code == Code.STALE_COMMAND:
+                self._maybe_applied = True  # an earlier attempt was applied, and its outcome is forgotten already
+                return self.given_up()
+            if code == Code.STALE_EPOCH and self._maybe_applied:
+                return EpochOver("outcome unknown: this node was taken for dead meanwhile; it may have happened")
+            return result
         if isinstance(result, OutcomeUnknown):
             self._maybe_applied = True
         elif not isinstance(result, NotApplied):

@@ -12,7 +12,7 @@ from raftmft.core.commands import Envelope, NoOp
 from raftmft.core.errors import NoQuorum, NotApplied, OutcomeUnknown, RaftmftError
 from raftmft.core.outcome import Code, Outcome, Rejection
 from raftmft.raft import proposer
-from raftmft.raft.proposer import Proposer
+from raftmft.raft.proposer import EpochOver, Proposer
 
 
 class FakeDriver:
@@ -128,3 +128,13 @@ async def test_a_command_whose_outcome_is_forgotten_is_unknown_not_refused() -> 
 
     with pytest.raises(OutcomeUnknown):
         await Proposer(Forgetful(), "m", 1).execute(NoOp(), timeout_s=1)
+
+
+async def test_an_epoch_that_ends_between_two_attempts_leaves_the_outcome_unknown(
+        autojump_clock: trio.testing.MockClock) -> None:
+    """The first attempt was applied and its answer lost; then the member was held for dead. Found by the simulation."""
+    stale = Outcome(9, rejection=Rejection(Code.STALE_EPOCH, "the member's epoch is 8"))
+    with pytest.raises(EpochOver, match="outcome unknown"):
+        await Proposer(FakeDriver(lambda n: OutcomeUnknown("?") if n == 1 else stale), "m", 7).execute(NoOp())
+    refused = await Proposer(FakeDriver(lambda n: NotApplied("no leader") if n == 1 else stale), "m", 7).execute(NoOp())
+    assert refused == stale, "what certainly never left is refused"

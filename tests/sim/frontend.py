@@ -13,7 +13,7 @@ from raftmft.core.errors import NotApplied, RaftmftError
 from raftmft.core.outcome import Code, Outcome
 from raftmft.raft.barriers import PAUSE_S, ROUND_S, Barriers
 from raftmft.raft.proposals import Proposal
-from raftmft.raft.proposer import ATTEMPT_S, Attempts, Numbers
+from raftmft.raft.proposer import ATTEMPT_S, Attempts, EpochOver, Numbers
 from raftmft.wire.commands import encode_envelope
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ class Frontend:
             numbers.end(envelope)
             del self._open[token]
             done(result, envelope.id)
-            over = isinstance(result, Outcome) and result.rejection and result.rejection.code == Code.STALE_EPOCH
+            over = isinstance(result, EpochOver) or (
+                isinstance(result, Outcome) and result.rejection and result.rejection.code == Code.STALE_EPOCH)
             if over and numbers is self._numbers:
                 self._boot()
 
