@@ -201,12 +201,11 @@ class Cluster(World):
         self.loss = self.repeat = self.late = 0.0
         for member in self.members.values():
             member.paused_until = member.stall_s = 0.0
-            member.on_late = None
+            member.on_leave = None
             wanted = member.was_started or (self.listed is None or member.name in self.listed)
             if member.replica is None and wanted and not member.is_lost:
                 member.start()
-            for file in member.disk.files.values():
-                file.fail_append = file.fail_sync = False
+            member.mend_disk()
 
     def settle(self) -> None:
         """Heals everything, and checks that all come to agree and that nothing acknowledged is missing."""

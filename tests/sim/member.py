@@ -71,7 +71,7 @@ class Member:
         self.paused_until = 0.0
         self.stall_s = 0.0
         self.wall_offset_ms = 0
-        self.on_late: Callable[[Outgoing], None] | None = None
+        self.on_leave: Callable[[Outgoing], None] | None = None
         self._woken = False
         self._hand_over_at = 0.0
 
@@ -81,6 +81,7 @@ class Member:
         assert self.replica is None and not self.is_lost
         cluster, life = self.cluster, self.life
         self.was_started = True
+        self.mend_disk()
         journal = SimJournal("journal", disk=self.disk)
         journal.cluster = cluster
         founders = cluster.founders if self.name in cluster.founders else []
@@ -137,10 +138,14 @@ class Member:
         else:
             raise AssertionError(f"{self.name} wrote again after a failed sync") from error
         self._end("stops: its disk failed")
-        for file in self.disk.files.values():
-            file.fail_append = file.fail_sync = False
+        self.mend_disk()
         self.disk.lose_power(self.cluster.rng)  # which of the dirty pages the kernel has dropped, nobody knows
         self.state = self.cluster.make_state()
+
+    def mend_disk(self) -> None:
+        """It takes writes and syncs again."""
+        for file in self.disk.files.values():
+            file.fail_append = file.fail_sync = False
 
     def _end(self, how: str) -> None:
         self.cluster.note(f"{self.name} {how}")
@@ -168,9 +173,12 @@ class Member:
         self.cluster.after(delay, due)
 
     def _timer(self, life: int) -> None:
-        if life == self.life:
-            self.round(life)
-            self.cluster.after(self.cluster.timing.tick_s, lambda: self._timer(life))
+        if life != self.life:
+            return
+        if self.syncing is not None and self.replica is not None and self.cluster.now >= self.paused_until:
+            self._release(self.replica.beat())
+        self.round(life)
+        self.cluster.after(self.cluster.timing.tick_s, lambda: self._timer(life))
 
     def wake(self) -> None:
         """Something came in: a round soon."""
@@ -256,8 +264,8 @@ class Member:
                 return
             if not self.cluster.send(self.name, out.member, out.body) and out.lost:
                 out.lost()
-            if self.on_late is not None:
-                self.on_late(out)
+            if self.on_leave is not None:
+                self.on_leave(out)
 
 
 logging.getLogger("raftmft.raft").setLevel(logging.ERROR)  # torn tails are the rule here

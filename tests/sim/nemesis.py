@@ -122,7 +122,7 @@ class Nemesis:
         member = self._any()
         if member is None:
             return False
-        member.stall_s = self.rng.choice((0.1, 0.7, 3.0))
+        member.stall_s = self.rng.choice((0.1, 0.7, 3.0, 8.0))
         self.cluster.note(f"{member.name}'s disk stalls for {member.stall_s} s")
         return True
 

@@ -26,8 +26,7 @@ class Patterns:
             if member.replica is None and not member.is_lost:
                 member.start()
             elif only_if_down and member.replica is not None:
-                for file in member.disk.files.values():
-                    file.fail_append = file.fail_sync = False  # nothing was written meanwhile
+                member.mend_disk()  # nothing was written meanwhile
 
         self.cluster.after(after_s, start)
 
@@ -124,14 +123,14 @@ class Patterns:
         cluster.note("voters are hunted")
         until = cluster.now + HUNT_S
         for member in cluster.members.values():
-            member.on_late = lambda out, member=member: self._voted(member, out, until)
+            member.on_leave = lambda out, member=member: self._voted(member, out, until)
         leader.crash(power=False)
         self.restart(leader, HUNT_S / 2)
         return True
 
     def _voted(self, member: Member, out: Outgoing, until: float) -> None:
         if self.cluster.now >= until:
-            member.on_late = None
+            member.on_leave = None
         elif member.replica is not None and isinstance(decode(out.body), Vote):
             life = member.life
 
@@ -163,7 +162,7 @@ class Patterns:
         ways = {(a, b) for a in cluster.names for b in cluster.names if (a in pair) != (b in pair)}
         ways |= {(friend.name, leader.name)}
         cluster.cut_ways |= ways
-        friend.on_late = keep
+        friend.on_leave = keep
         cluster.note(f"acknowledgements of {friend.name} to {leader.name} are kept back")
         self.clients.burst(leader)
 
@@ -171,7 +170,7 @@ class Patterns:
             cluster.cut_ways -= ways
             cut = self.around(leader)
             cluster.cut_ways |= cut
-            friend.on_late = None
+            friend.on_leave = None
             cluster.after(self.rng.uniform(1.0, 2.5), lambda: self._back(leader, friend, cut, kept))
 
         cluster.after(self.rng.uniform(0.05, 0.4), apart)
