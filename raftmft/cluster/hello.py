@@ -90,8 +90,9 @@ async def answer(me: Self, stream: TlsStream, directory: Directory) -> tuple[str
     await stream.handshake(HANDSHAKE_TIMEOUT_S)
     member = directory().get(stream.peer_fingerprint())
     if member is None:
-        await _refuse(me, stream, "your certificate is not listed in this cluster: if it was revoked or the member "
-                                  "removed, let this host join again, into a new data directory")
+        await _refuse(me, stream, "your certificate is not listed in this cluster, as far as this member knows: if it "
+                                  "was revoked, or the member removed, let this host join again, into a new data "
+                                  "directory")
         raise PeerRefused(f"an unlisted certificate ({stream.peer_fingerprint()[:16]}...) knocked")
     hello = peer.decode_hello(await _read_greeting(stream))
     problem = None
