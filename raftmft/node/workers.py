@@ -145,8 +145,8 @@ class Workers:
         async def one(worker: Worker) -> None:
             try:
                 await worker.link.request("drain", {"timeout_s": timeout_s})
-            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-                pass  # a worker that is gone has no sessions left
+            except (OSError, RaftmftError, trio.BrokenResourceError, trio.ClosedResourceError):
+                pass  # a worker that is gone, or not ready yet, has no sessions
 
         with trio.move_on_after(timeout_s + 1):
             async with trio.open_nursery() as nursery:
