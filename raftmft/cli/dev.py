@@ -29,6 +29,8 @@ from raftmft.node.settings import Settings, load
 LOOPBACK = "127.0.0.1"
 START_LIMIT_S = 60.0
 STOP_LIMIT_S = 10.0
+DRAIN_UNKNOWN_S = 20
+"""How long a node whose settings cannot be read gets to drain."""
 POLL_S = 0.05
 PORTS = (10_000, 32_000)
 PLAN, PLAN_KIND, PLAN_FORMAT = "dev.json", "dev plan", 1
@@ -140,9 +142,11 @@ class DevCluster:
             self._wait(partial(_all_alive, client), stop)
         if stop.wanted:
             return
-        write_file(self.folder / "cluster.json", json.dumps(self._describe(), indent=1).encode())
+        # From the moment that it stands others may stop nodes and change their settings: nothing is read after it.
+        about = self._describe()
+        write_file(self.folder / "cluster.json", json.dumps(about, indent=1).encode())
         click.echo(f"{len(clients)} nodes serve after {time.monotonic() - started:.1f} s: {self.folder}/cluster.json")
-        address = self._describe()["nodes"][0]["sftp"].split(":")
+        address = about["nodes"][0]["sftp"].split(":")
         click.echo(
             f"try: sftp -P {address[1]} -i {self.folder}/{USER}.key -o UserKnownHostsFile={self.folder}/known_hosts "
             f"{USER}@{address[0]}"
@@ -163,7 +167,7 @@ class DevCluster:
         """Ends all nodes, also those that others started on our data directories; what does not end is killed."""
         (self.folder / "cluster.json").unlink(missing_ok=True)
         names = self._plan.get("nodes", [])
-        drain = max((load(self.folder / name).drain_timeout_s for name in names), default=0)
+        drain = max((_drain_timeout_s(self.folder / name) for name in names), default=0)
         pids = [pid for name in names if (pid := _running(self.folder / name)) is not None]
         starting = [p.pid for p in self._processes.values() if p.poll() is None and p.pid not in pids]
         for pid in pids + starting:
@@ -253,6 +257,14 @@ class DevCluster:
             "admin_token_file": str(self.folder / "admin.token"),
             "users": [{"name": USER, "password": self._plan["password"], "key": str(self.folder / f"{USER}.key")}],
         }
+
+
+def _drain_timeout_s(data_dir: Path) -> int:
+    """How long a node may take to drain; that its settings cannot be read now must not keep it running."""
+    try:
+        return load(data_dir).drain_timeout_s
+    except RaftmftError:
+        return DRAIN_UNKNOWN_S
 
 
 def _all_alive(client: Client) -> bool:

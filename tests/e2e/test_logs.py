@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import Cluster, wait_for
+from tests.e2e.harness import Cluster, process_is_alive, wait_for
 from tests.e2e.test_processes import workers_of
 
 
@@ -23,7 +23,7 @@ def test_json_lines_parse_and_hold_no_secret(cluster: Cluster, tmp_path: Path) -
     name = cluster.names[0]
     old = workers_of(cluster.pid(name))
     cluster.kill(name)
-    wait_for("its workers' end", lambda: not any(Path(f"/proc/{pid}").exists() for pid in old))  # they log text
+    wait_for("its workers' end", lambda: not any(map(process_is_alive, old)))  # they log text
     settings = Path(cluster.node(name)["data_dir"]) / "raftmft.toml"
     settings.write_text(settings.read_text().replace('log_format = "text"', 'log_format = "json"'))
     log = cluster.folder / f"{name}.log"
