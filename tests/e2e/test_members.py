@@ -84,7 +84,7 @@ def test_five_shrink_to_two_under_load(five: Cluster, tmp_path: Path) -> None:
     five.kill(goes[1])
     begun = time.monotonic()
     five.run("member", "remove", goes[1], "--force", node=stays[0])
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 15  # a busy machine takes seconds to start the command alone
     wait_for("two healthy members", lambda: five.status(stays[0]).get("verdict") == "ok")
     document = five.status(stays[1])
     assert {m["name"] for m in document["members"]} == set(stays) and document["can_lose"]["members"] == 0
