@@ -13,7 +13,6 @@ CPU is user + system time of the three processes; "ms/1k" is CPU milliseconds fo
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import resource
@@ -104,7 +103,6 @@ class Member:
         use = resource.getrusage(resource.RUSAGE_SELF)
         return {
             "role": status.role,
-            "term": status.term,
             "applied": status.applied_index,
             "commit": status.commit_index,
             "cpu": use.ru_utime + use.ru_stime,
@@ -185,9 +183,9 @@ class Member:
 class Handle:
     """The parent's side of one member process."""
 
-    def __init__(self, path: Path, program: str = __file__) -> None:
+    def __init__(self, path: Path) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, program, "--member", str(path)],
+            [sys.executable, __file__, "--member", str(path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -225,7 +223,6 @@ def main() -> None:
     parser.add_argument("--dir", default=None, help="where the journals lie (a real disk)")
     options = parser.parse_args()
     if options.member:
-        gc.freeze()  # as node/process.py does
         trio.run(Member(options.member).run)
         return
     folder = Path(tempfile.mkdtemp(prefix="raftmft-commit-", dir=options.dir))

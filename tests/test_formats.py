@@ -30,8 +30,10 @@ from raftmft.node.datadir import DataDir
 from raftmft.node.genesis import FirstMember, make_cluster
 from raftmft.node.settings import Settings
 from raftmft.node.state import close_state, open_state
-from raftmft.raft import segment
+from raftmft.raft import segment, snapshots
+from raftmft.raft.configuration import Configuration
 from raftmft.raft.journal import Journal
+from raftmft.raft.snapshots import SnapshotFolder
 from raftmft.store import format
 from raftmft.store.index import ChunkIndex
 from raftmft.store.writer import SegmentWriter
@@ -42,6 +44,7 @@ OTHER = 9
 KNOWN = {
     "seed.json": b'{\n "raftmft": "seed",\n "format": ',
     "raft/journal.*": segment.MAGIC,
+    "raft/snapshot.*": snapshots.MAGIC,
     "state/state.db": b"SQLite format 3\0",
     "state/clean": datadir.CLEAN_MAGIC,
     "chunks/*.seg": format.SEGMENT_MAGIC,
@@ -76,8 +79,15 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_cluster("files", [FirstMember(folder, Settings("n1", "127.0.0.1", "127.0.0.1", sftp, peer, gossip,
                                                         admin_port=admin))])
     data_dir = DataDir(folder)
-    Journal(str(data_dir.journal)).close()
-    close_state(open_state(data_dir), data_dir)
+    journal = Journal(str(data_dir.journal))
+    journal.add(b"\x01", 1, 0)
+    held = SnapshotFolder(str(data_dir.snapshots))
+    state = open_state(data_dir, journal, held)
+    journal.close()
+    state.copy_to(str(data_dir.state) + ".copy")
+    held.make(str(data_dir.state) + ".copy", 1, 0, Configuration(("a",)).encode())
+    Path(str(data_dir.state) + ".copy").unlink()
+    close_state(state, data_dir)
     writer = SegmentWriter(data_dir.chunks, "w", 1 << 20)
     writer.append(blake3(CHUNK).digest(), CHUNK)
     writer.sync()
@@ -125,6 +135,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], path: Path, known: in
 @pytest.mark.parametrize(("name", "known", "place"), [
     ("seed.json", datadir.SEED_FORMAT, (b'"format": ', b"")),
     ("raft/journal.*", segment.VERSION, (16, "<I")),
+    ("raft/snapshot.*", snapshots.VERSION, (16, "<I")),
     ("state/state.db", schema.FORMAT_VERSION, (60, ">I")),
     ("state/clean", datadir.CLEAN_FORMAT, (datadir.CLEAN_MAGIC, b"")),
     ("chunks/*.seg", format.VERSION, (8, ">I")),

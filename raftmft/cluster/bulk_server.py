@@ -32,11 +32,13 @@ log = logging.getLogger(__name__)
 class BulkServer:
     """Serves bulk connections of peers out of `holdings`; `serve` is the listener's `on_bulk`.
 
-    on_damaged(chunk_id) is told of chunks whose copy here turned out to be bad: repair them.
+    on_damaged(chunk_id) is told of chunks whose copy here turned out to be bad: repair them. `other` is asked for what
+    is no chunk: the parts of snapshots.
     """
 
-    def __init__(self, holdings: Holdings, *, on_damaged: Callable[[bytes], None] = lambda chunk_id: None) -> None:
-        self._holdings, self._on_damaged = holdings, on_damaged
+    def __init__(self, holdings: Holdings, *, on_damaged: Callable[[bytes], None] = lambda chunk_id: None,
+                 other: Callable[[bytes], Awaitable[bytes | None]] | None = None) -> None:
+        self._holdings, self._on_damaged, self._other = holdings, on_damaged, other
         self.counts: Counter[str] = Counter()
 
     async def serve(self, member: str, stream: TlsStream) -> None:
@@ -60,6 +62,8 @@ class BulkServer:
         """The chunk, or b"" when it is not held here or was found to be bad."""
         try:
             data = await self._holdings.read(get.chunk_id) or b""
+            if not data and self._other is not None:
+                data = await self._other(get.chunk_id) or b""
         except (ChunkDamaged, OSError) as error:
             self.counts["damaged"] += 1
             log.error("chunk %s cannot be read and is not served: %s", get.chunk_id.hex()[:16], error,

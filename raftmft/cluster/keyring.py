@@ -123,6 +123,14 @@ class KeyRing:
         if len(kept) != len(self._keys):
             self._replace(kept)
 
+    def only(self, name: str) -> None:
+        """`name` is in force, and what was before is not known any more: every key goes but it and its offered
+        successors.
+        """
+        kept = [key for key in self._keys.values() if name in (key.name, key.base)]
+        if len(kept) != len(self._keys):
+            self._replace(kept)
+
     def fetched(self, name: str, key: bytes) -> None:
         """Another member gave the key in force, which this one lacked. ValueError if it is not the key of this name."""
         check_key(name, key)

@@ -170,11 +170,15 @@ class Machine:
         schema.discard(self.path)  # with the old file's side files, which would be taken for the new one's
         os.rename(path, self.path)
         self._db = schema.open_state(self.path)
+        self._reload()
+        self._failed = False
+
+    def _reload(self) -> None:
+        """Another state stands in the database than before."""
         self._state.reopen(self._db)
         self._dedup = Dedup(self._db)
         self.audit = AuditLog(self._db)
         self._forget()
-        self._failed = False
 
     def close(self) -> None:
         """Closes the file. When this returns, all that was applied is on disk, and the node may call its stop clean.

@@ -80,6 +80,8 @@ from raftmft.node.workers import Worker, Workers
 from raftmft.raft.driver import RaftDriver
 from raftmft.raft.journal import Journal
 from raftmft.raft.replica import Replica
+from raftmft.raft.snapshots import SnapshotFolder
+from raftmft.raft.snapshotter import Snapshotter
 from raftmft.store.disk import SegmentStore
 from raftmft.wire.joining import JOIN, RENEW, Admitted
 from raftmft.wire.loglines import fields
@@ -124,9 +126,11 @@ class Node:
             raise ConfigError(f"{journal_path} is lost: this member must not vote with forgotten state; restore "
                               "the whole directory, or remove the member and let a new one join")
         journal = Journal(str(journal_path))
-        self.state = open_state(self.data_dir)
+        self.snapshots = SnapshotFolder(str(self.data_dir.snapshots))
+        self.snapshots.drop_beyond(journal.last_index)
+        self.state = open_state(self.data_dir, journal, self.snapshots)
         founders = [m.id for m in self.seed.members] if self.seed.founder else []
-        self.replica = Replica(self.me, founders, journal, self.state)
+        self.replica = Replica(self.me, founders, journal, self.state, snapshots=self.snapshots.held)
         self.driver = RaftDriver(self.replica, lambda member, body: self.links.send(member, RAFT, body))
 
     def _make_store(self) -> None:
@@ -160,7 +164,9 @@ class Node:
         self.coverage = Coverage(self.me, self.links, self.holdings, self.fetcher, self.replicator, self.view.storing,
                                  self.view.replicas, self.placement)
         self.state.subscribe(self._applied)
-        self.bulk = BulkServer(self.holdings, on_damaged=self.repairer.damaged)
+        self.bulk = BulkServer(self.holdings, on_damaged=self.repairer.damaged, other=self._part_of_snapshot)
+        self.snapshotter = Snapshotter(self.driver, self.snapshots, self.state, str(self.data_dir.state),
+                                       self.pool.get)
         self.prefaces = PrefaceGuard(nobodys_key, self.me)
         self.keys = ClusterKeys(
             self.ring, self.seed, self.state, self.links,
@@ -191,6 +197,7 @@ class Node:
         self.door = FrontDoor(self.me, self.workers, StateRules(self.state), self.view.choose, self._relay)
         self.evictions = Evictions(self.workers, self.door.cut)
         self.state.subscribe(self.evictions.applied)
+        self.state.on_installed(self._installed)
         bootstrap = bootstrap_command(self.seed) if self.seed.founder else None
         self.duties = LeaderDuties(self.driver, self.state, bootstrap, self.view.dead, self.me)
         self.stewards = Stewards(self.me, self.links, self.driver, self.roster, self.repairer)
@@ -202,6 +209,7 @@ class Node:
         """Serves until `stop`; raises what took a part down. On return all is on disk and marked clean."""
         async with trio.open_nursery() as nursery:
             for part in (self.holdings.run, self.links.run, self.pool.run, self.replicator.run, self.driver.run,
+                         self.snapshotter.run,
                          self._gossip, self.duties.run, self.keys.run, self._renew_if_expired, self._report_load,
                          self._serve_admin):
                 nursery.start_soon(part)
@@ -294,6 +302,14 @@ class Node:
         if any(type(entry.envelope.command) in (Publish, Checkpoint, ConfigSet) for entry in entries):
             self.repairer.kick()  # did all copies of it arrive here?
 
+    def _installed(self) -> None:
+        """This member was so far behind that nobody told its parts what was applied: its sessions end, as if it had
+        been away.
+        """
+        self.repairer.kick()
+        if self.epoch.begun.is_set():
+            self.epoch.over.set()
+
     # --- what the parts ask of the whole ----------------------------------------------------------
     def placement(self) -> int:
         """The present placement epoch."""
@@ -321,6 +337,9 @@ class Node:
     def _link_down(self, member: str) -> None:
         self.driver.peer_disconnected(member)
         self.pool.cut_off(member)  # or what it was asked would wait for a stopped process
+
+    async def _part_of_snapshot(self, wanted: bytes) -> bytes | None:
+        return await trio.to_thread.run_sync(self.snapshots.find, wanted)
 
     async def _admit(self, table: dict[str, Any]) -> Admitted:
         return await self.admitting.join(table)

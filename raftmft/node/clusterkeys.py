@@ -52,6 +52,7 @@ class ClusterKeys:
         links.handle(OFFER, self._offered)
         links.handle(GET, self._asked)
         state.subscribe(self._applied)
+        state.on_installed(self._installed)
         self._switch()
 
     # --- what others use ----------------------------------------------------------------------------------------------
@@ -102,6 +103,10 @@ class ClusterKeys:
                 # state that knows of it can be marked as clean. An OSError stops the node.
                 self._ring.rotated(command.base, command.key)
                 self._switch()
+
+    def _installed(self) -> None:
+        self._ring.only(self._state.machine.settings.key)
+        self._switch()
 
     def _switch(self) -> None:
         current = self._ring.current(self._state.machine.settings.key)

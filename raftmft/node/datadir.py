@@ -2,7 +2,8 @@
 
 raftmft.toml   settings of this host          seed.json   cluster id, first members (no open secrets)
 keys/          ca.crt node.crt node.key cluster.key (0700; files 0600)
-raft/journal.* the Raft log, term and vote    state/      the state machine's SQLite file
+raft/          journal.*: the Raft log, term and vote; snapshot.*
+state/         the state machine's SQLite file
 chunks/        segments                       admin.sock, admin.token (0600), node.pid, lock
 """
 
@@ -83,6 +84,11 @@ class DataDir:
     def journal(self) -> Path:
         """The Raft journal: what the names of its segments begin with."""
         return self.path / "raft" / "journal"
+
+    @property
+    def snapshots(self) -> Path:
+        """What the names of the snapshots of the state begin with."""
+        return self.path / "raft" / "snapshot"
 
     @property
     def state(self) -> Path:

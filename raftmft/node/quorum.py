@@ -47,6 +47,6 @@ class QuorumWatch:
         await self._epoch.begun.wait()
         while True:
             await self._epoch.over.wait()
-            log.error("the cluster took this member for dead: its sessions are ended and it boots under a new epoch")
+            log.error("this member was away too long: its sessions are ended and it boots under a new epoch")
             await self._end_sessions("the cluster took this member for dead")
             await self._epoch.begin()

@@ -58,6 +58,7 @@ class Roster:
         self._rows: tuple[MemberRow, ...] | None = None
         self._contacts = self._gather()
         state.subscribe(self._applied)
+        state.on_installed(self._installed)
 
     # --- agreed ---------------------------------------------------------------------------------------
     def rows(self) -> tuple[MemberRow, ...]:
@@ -133,6 +134,11 @@ class Roster:
             self._introduced = (0, ())
         if caught_up or any(type(entry.envelope.command) in _CHANGES for entry in entries):
             self._changed()
+
+    def _installed(self) -> None:
+        if self._introduced[0] <= self._state.applied:
+            self._introduced = (0, ())
+        self._changed()
 
     def _changed(self) -> None:
         before, self._rows = self._contacts, None

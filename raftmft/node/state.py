@@ -7,13 +7,18 @@ thrown away and made again from the journal.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 
+from raftmft.core.errors import CorruptFile
 from raftmft.core.machine import Entry, Machine, discard
 from raftmft.core.outcome import Outcome
 from raftmft.core.schema import check_format
 from raftmft.node.datadir import DataDir
+from raftmft.raft.journal import Journal
+from raftmft.raft.snapshots import SnapshotFolder
 from raftmft.wire.commands import decode_outcome, encode_outcome
+from raftmft.wire.loglines import fields
 
 log = logging.getLogger(__name__)
 Subscriber = Callable[[Sequence[Entry], Sequence[Outcome]], None]
@@ -25,6 +30,7 @@ class ReplicatedState:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self._subscribers: list[Subscriber] = []
+        self._on_installed: list[Callable[[], None]] = []
 
     @property
     def applied(self) -> int:
@@ -38,14 +44,29 @@ class ReplicatedState:
             subscriber(entries, outcomes)
         return outcomes
 
+    def copy_to(self, path: str) -> int:
+        """See Machine.copy_to."""
+        return self.machine.copy_to(path)
+
+    def load(self, path: str) -> None:
+        """See Machine.load; then tells those who asked."""
+        self.machine.load(path)
+        for installed in self._on_installed:
+            installed()
+
+    def on_installed(self, installed: Callable[[], None]) -> None:
+        """Has `installed` called when a snapshot took the state's place: what was applied meanwhile is never told."""
+        self._on_installed.append(installed)
+
     def subscribe(self, subscriber: Subscriber) -> None:
         """Has `subscriber` called with every batch that is applied from now on."""
         self._subscribers.append(subscriber)
 
 
-def open_state(data_dir: DataDir) -> ReplicatedState:
-    """The state as of the last clean stop, or an empty one that the journal will fill. CorruptFile, ConfigError: the
-    state or its mark is of another version, and both are left as they were.
+def open_state(data_dir: DataDir, journal: Journal, snapshots: SnapshotFolder) -> ReplicatedState:
+    """The state as of the last clean stop, or else that of the newest sound snapshot, which the journal will bring up
+    to date; an empty one if there is none. CorruptFile, ConfigError: the state, its mark or a snapshot is of another
+    version, and all are left as they were.
     """
     path = str(data_dir.state)
     if data_dir.clean_mark.exists() and data_dir.state.exists():
@@ -54,7 +75,24 @@ def open_state(data_dir: DataDir) -> ReplicatedState:
         if data_dir.state.exists():
             log.info("the last stop was not clean; the state is made again from the journal")
         discard(path)
+        _restore(path, journal, snapshots)
     return ReplicatedState(Machine(path, encode_outcome=encode_outcome, decode_outcome=decode_outcome))
+
+
+def _restore(path: str, journal: Journal, snapshots: SnapshotFolder) -> None:
+    for snapshot in reversed(snapshots.held):
+        if snapshot.index < journal.base_index:
+            break
+        try:
+            snapshots.restore(snapshot, path + ".new")
+            check_format(path + ".new")
+            os.rename(path + ".new", path)
+        except CorruptFile as damage:
+            log.error("a snapshot cannot be used, the one before it must do: %s", damage)
+        else:
+            log.info("the state begins with the snapshot of entry %d", snapshot.index,
+                     extra=fields(index=snapshot.index))
+            return
 
 
 def close_state(state: ReplicatedState, data_dir: DataDir) -> None:

@@ -17,7 +17,7 @@ from pysyncobj.syncobj import _RAFT_STATE
 from raftmft.raft import configuration, patches
 from raftmft.raft.configuration import Configuration
 from raftmft.raft.journal import Journal
-from raftmft.raft.messages import MAX_BATCH_BYTES, LogEntry
+from raftmft.raft.messages import MAX_BATCH_BYTES, LogEntry, SnapshotOffer
 from raftmft.raft.progress import Progress
 from raftmft.raft.timing import Timing
 from raftmft.raft.transport import Outbox
@@ -55,6 +55,10 @@ class BaseEngine(SyncObj):
         self._rng, self._on_append, self._on_uncertain = rng, on_append, on_uncertain
         self._voters: tuple[int, set[str]] = (0, set())
         self._win_waits = False
+        self.offer: SnapshotOffer | None = None
+        """What this member as a leader offers to who is too far behind; of term 0, to be stamped."""
+        self.offered: tuple[str, SnapshotOffer] | None = None
+        """What this member as a follower was offered last and does not have yet, and by whom."""
         conf = SyncObjConf(
             autoTick=False, autoTickPeriod=timing.tick_s, appendEntriesUseBatch=True, commandsWaitLeader=False,
             appendEntriesPeriod=timing.heartbeat_s, raftMinTimeout=timing.election_min_s,
@@ -106,6 +110,20 @@ class BaseEngine(SyncObj):
         if found:
             self._configurations += found
             self._adopt()
+
+    def configuration_at(self, index: int) -> Configuration:
+        """The one that was in force for a log that ended at `index`, which is at or behind the base."""
+        return next(value for at, value in reversed(self._configurations) if at <= index)
+
+    def begin_behind(self, index: int, term: int, configured: bytes) -> None:
+        """The state machine holds all up to (index, term), of which this log knew nothing: it begins there anew."""
+        assert self.state() == FOLLOWER and index > self.commit_index()
+        self.journal.reset_to(index, term, configured)
+        self._configurations = [self._configurations[0], *_configurations_in(self.journal)]
+        self._adopt()
+        self.set_applied(index)
+        self._on_uncertain(0)
+        self._on_uncertain(None)
 
     def _cut_off(self, index: int) -> None:
         self.journal.truncate_from(index)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection
 from functools import partial
+from typing import TypeVar
 
 import trio
 
@@ -20,6 +21,7 @@ from raftmft.core.errors import NoQuorum, NotApplied, OutcomeUnknown
 from raftmft.core.outcome import Code, Outcome, Rejection
 from raftmft.raft import patches
 from raftmft.raft.barriers import PAUSE_S, ROUND_S, Barriers
+from raftmft.raft.compaction import Compaction
 from raftmft.raft.engine import LEADER
 from raftmft.raft.journal import Batch
 from raftmft.raft.messages import MAX_PAYLOAD_BYTES
@@ -30,6 +32,7 @@ from raftmft.wire.commands import encode_envelope
 from raftmft.wire.frames import FrameError
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 EXPIRE_EVERY_S = 0.05
 """How far beyond its deadline a proposal may end."""
@@ -87,6 +90,18 @@ class RaftDriver:
         """The control link is gone: commands forwarded over it end as unknown, unless their place is known."""
         self._guard(partial(self._replica.disconnected, member_id))
         self._wake.set()
+
+    @property
+    def compaction(self) -> Compaction:
+        """The replica's; to look at. What changes it goes through `alter`."""
+        return self._replica.compaction
+
+    def alter(self, step: Callable[[Replica], T]) -> T | None:
+        """Runs `step` on the replica, between rounds or beside a sync. An exception of it stops the node: None then."""
+        result: list[T] = []
+        self._guard(lambda: result.append(step(self._replica)))
+        self._wake.set()
+        return result[0] if result else None
 
     def status(self) -> RaftStatus:
         """Role, leader, term, indexes, contact."""
@@ -236,7 +251,8 @@ class RaftDriver:
 
     def _stop(self, error: Exception) -> None:
         if self._fatal is None:
-            logger.error("raft stops: %s", error or type(error).__name__)
+            logger.error("raft stops: %s", str(error) or type(error).__name__,
+                         exc_info=error if isinstance(error, AssertionError) else None)
             self._fatal = error
         self._wake.set()
 

@@ -16,6 +16,8 @@ What is replaced, and why (each has a test in tests/raft that shows the stock li
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pysyncobj.node import Node
 
 from raftmft.raft import patches
@@ -31,6 +33,7 @@ from raftmft.raft.messages import (
     PreVote,
     PreVoteReply,
     RequestVote,
+    SnapshotOffer,
     TimeoutNow,
     Vote,
 )
@@ -64,6 +67,8 @@ class Engine(Elections):
             return self._on_append_entries(node, message)
         if type(message) is AppendReply:
             return self._on_append_reply(node, message)
+        if type(message) is SnapshotOffer:
+            return self._on_snapshot_offer(node, message)
         if type(message) is RequestVote:
             self._on_request_vote(node, message)
         elif type(message) is Vote:
@@ -82,13 +87,13 @@ class Engine(Elections):
             return True
         if self.state() == LEADER:
             return False
-        self.heard_leader_at = patches.monotonic()
-        if not self._SyncObj__transferInProgress:
-            self._put_off_election()
-        self._set_leader(node)
-        self._SyncObj__setState(FOLLOWER)
+        self._heard(node)
         self._SyncObj__leaderCommitIndex = message.commit_index
         prev, known = message.prev_index, journal.term_at(message.prev_index)
+        if prev < journal.base_index:
+            # Older than this log's base, and so the same in both: goes on from what is surely the same.
+            self.outbox.late(node.id, AppendReply(term, True, prev, self.commit_index() + 1))
+            return True
         if known != message.prev_term:
             self.outbox.late(node.id, AppendReply(term, False, prev, self._hint(prev, known)))
             return True
@@ -99,6 +104,45 @@ class Engine(Elections):
         if min(message.commit_index, verified) > self.commit_index():
             self._set_commit(min(message.commit_index, verified))
         self.outbox.late(node.id, AppendReply(term, True, prev, verified + 1))
+        return True
+
+    def _heard(self, node: Node) -> None:
+        """The leader of this term spoke."""
+        self.heard_leader_at = patches.monotonic()
+        if not self._SyncObj__transferInProgress:
+            self._put_off_election()
+        self._set_leader(node)
+        self._SyncObj__setState(FOLLOWER)
+
+    def _on_snapshot_offer(self, node: Node, message: SnapshotOffer) -> bool:
+        """Counts as a heartbeat. The snapshot itself is fetched and installed by others: see `offered`."""
+        journal, term, index = self.journal, self.term(), message.index
+        if message.term < term:
+            self.outbox.late(node.id, AppendReply(term, False, index, index))
+            return True
+        if self.state() == LEADER:
+            return False
+        self._heard(node)
+        if index <= self.commit_index() or journal.term_at(index) == message.index_term:
+            self.offered = None
+            self.outbox.late(node.id, AppendReply(term, True, index, max(index, self.commit_index()) + 1))
+        else:
+            self.offered = (node.id, message)
+            self.outbox.late(node.id, AppendReply(term, False, index, journal.last_index + 1))
+        return True
+
+    def install(self, index: int, term: int, configured: bytes) -> bool:
+        """The state machine is about to hold all up to (index, term): the log shall begin there. False, and nothing is
+        changed, if this member leads, stands for election, or has that entry by now.
+        """
+        self.offered = None
+        if self.state() != FOLLOWER or index <= self.commit_index() or self.journal.term_at(index) == term:
+            return False
+        leader = self._SyncObj__raftLeader
+        self.begin_behind(index, term, configured)
+        self._verified = (self.term(), index)
+        if leader is not None:
+            self.outbox.late(leader.id, AppendReply(self.term(), True, index, index + 1))
         return True
 
     def _merge(self, entries: list[LogEntry]) -> None:
@@ -175,7 +219,7 @@ class Engine(Elections):
     def _say_alive(self) -> None:
         leader = self._SyncObj__raftLeader
         term, index = self._verified[0], min(self._verified[1], self.journal.durable_index)
-        if leader is not None and self._hears_leader() and term == self.term() == self.durable_term:
+        if leader is not None and index and self._hears_leader() and term == self.term() == self.durable_term:
             self.outbox.early(leader.id, AppendReply(term, True, index, index + 1))
 
     # --- replication -------------------------------------------------------------------------------------------------
@@ -197,6 +241,10 @@ class Engine(Elections):
 
     def _send_to(self, node: Node, progress: Progress, shared: dict[int, AppendEntries], heartbeat: bool) -> None:
         journal = self.journal
+        if progress.next <= journal.base_index:
+            if heartbeat and self.offer is not None:
+                self.outbox.early(node.id, replace(self.offer, term=self.term()))
+            return
         last, commit, told = journal.last_index, self.commit_index(), False
         while not told or (progress.next <= last and progress.may_send()):
             entries_too = progress.next <= last and progress.may_send()

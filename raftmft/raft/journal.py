@@ -57,6 +57,8 @@ class Journal(PysyncobjJournal):
         self.path = path
         self.durable_index = 0
         self.base_index = 0
+        self.bytes_written = 0
+        """Since it was opened."""
         self.configurations: list[tuple[int, bytes]] = []
         """(index, command) of those in the log, and before them the one in force at its base, if any was."""
         self._entries: list[LogEntry] = []
@@ -263,6 +265,7 @@ class Journal(PysyncobjJournal):
             data += segment.batch(part.salt, offset, records)
         self.note_batch(part, offset, part.size + len(data), self._dirty_from, self._cut_to, self.last_index)
         self._pending, self._dirty_from, self._cut_to, self._reset = [], None, None, False
+        self.bytes_written += len(data)
         self._under_way = Batch(data, self.last_index, part, fresh)
         return self._under_way
 

@@ -116,8 +116,20 @@ class PreVoteReply:
     granted: bool
 
 
+@dataclass(frozen=True, slots=True)
+class SnapshotOffer:
+    """The leader of `term` has no entries for this member any more, but a snapshot as of entry (index, index_term);
+    `root`: see snapshots.py. Answered as an append whose prev_index was `index`.
+    """
+
+    term: int
+    index: int
+    index_term: int
+    root: bytes
+
+
 Message = (AppendEntries | AppendReply | RequestVote | Vote | Forward | ForwardReply | TimeoutNow | PreVote
-           | PreVoteReply)
+           | PreVoteReply | SnapshotOffer)
 
 
 def encode(message: Message) -> bytes:
@@ -140,6 +152,8 @@ def encode(message: Message) -> bytes:
         fields = [4, message.term]
     elif type(message) is Forward:
         fields = [5, message.term, message.boot, message.commands]
+    elif type(message) is SnapshotOffer:
+        fields = [8, message.term, message.index, message.index_term, message.root]
     elif type(message) is TimeoutNow:
         fields = [7, message.term]
     elif type(message) is PreVote:
@@ -253,6 +267,12 @@ def _forward_reply(term: int, placed: Any) -> Message:
     return ForwardReply(term, pairs)
 
 
+def _snapshot_offer(term: int, index: Any, index_term: Any, root: Any) -> Message:
+    _need(_number(index_term) <= term, "a snapshot newer than its leader")
+    _need(type(root) is bytes and len(root) == 32, "a malformed root")
+    return SnapshotOffer(term, _number(index, 1), index_term, root)
+
+
 _DECODERS: dict[int, tuple[int, Any]] = {
     1: (5, _append_entries),
     2: (3, _append_reply),
@@ -261,6 +281,7 @@ _DECODERS: dict[int, tuple[int, Any]] = {
     5: (2, _forward),
     6: (1, _forward_reply),
     7: (0, TimeoutNow),
+    8: (3, _snapshot_offer),
     9: (3, _pre_vote),
     10: (2, _pre_vote_reply),
 }

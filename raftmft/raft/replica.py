@@ -21,13 +21,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
-from typing import Protocol
 
 from raftmft.core.commands import Envelope
 from raftmft.core.errors import CorruptFile
 from raftmft.core.machine import Entry
 from raftmft.core.outcome import Code, Outcome, Rejection
 from raftmft.raft import configuration, patches
+from raftmft.raft.compaction import Compaction, SnapshotPoint, StateMachine
 from raftmft.raft.configuration import Configuration
 from raftmft.raft.engine import CANDIDATE, LEADER, Engine
 from raftmft.raft.journal import Batch, Journal
@@ -50,17 +50,6 @@ APPLY_SLICE_S = 0.005
 MIN_APPLY, MAX_APPLY = 16, 1024
 """Entries in one batch for the state machine; fitted to APPLY_SLICE_S between these bounds."""
 _STAMPED = struct.Struct(">BQ")
-
-
-class StateMachine(Protocol):
-    """What entries are applied to. See core/machine.py."""
-
-    @property
-    def applied(self) -> int:
-        """The index of the last applied entry."""
-
-    def apply_batch(self, entries: Sequence[Entry]) -> list[Outcome]:
-        """One outcome an entry, in order, committed together with `applied`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +81,12 @@ class Work:
 
 
 class Replica:
-    """One member; `founders` as in Engine. Raises CorruptFile if the machine holds more than the journal: the journal
-    was lost or replaced.
+    """One member; `founders` as in Engine; `snapshots`: those on disk, oldest first. Raises CorruptFile if the machine
+    holds more than the journal (the journal was lost or replaced), or less than it needs to go on.
     """
 
     def __init__(self, member: str, founders: Sequence[str], journal: Journal, machine: StateMachine, *,
-                 timing: Timing | None = None, rng: Random | None = None,
+                 timing: Timing | None = None, rng: Random | None = None, snapshots: Sequence[SnapshotPoint] = (),
                  wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
         rng = rng or Random()
         self.member, self.journal, self.machine = member, journal, machine
@@ -110,6 +99,7 @@ class Replica:
                 "journal was lost or replaced. Restore this member from the others"
             )
         self.engine.set_applied(max(1, machine.applied))
+        self.compaction = Compaction(self.engine, journal, machine, snapshots)
         self._wall_ms = wall_ms
         self._boot = rng.getrandbits(48)
         self._seen: dict[str, tuple[int, int, int]] = {}
@@ -174,6 +164,13 @@ class Replica:
         those `listed` are members and those `ready` among them vote. To be said again and again: nothing is kept.
         """
         self._wanted = (listed, ready)
+
+    def install(self, snapshot: SnapshotPoint, load: Callable[[], None]) -> bool:
+        """See Compaction.install."""
+        if not self.compaction.install(snapshot, load):
+            return False
+        self._own.clear()
+        return True
 
     def connected(self, member: str) -> None:
         """A link to `member` stands."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
 import trio
 
+from raftmft.core.errors import CorruptFile
 from raftmft.raft.disk import Disk
 from raftmft.raft.driver import RaftDriver
 from raftmft.raft.journal import Journal
 from raftmft.raft.replica import Replica
+from raftmft.raft.snapshots import SnapshotFolder
+from raftmft.raft.snapshotter import Snapshotter
 from raftmft.raft.timing import Timing
 from tests.sim.machine import MemoryMachine
 
@@ -33,12 +37,33 @@ class Host:
     def path(self) -> Path:
         return self.cluster.directory / f"{self.name}.journal"
 
+    @property
+    def snapshots_path(self) -> str:
+        return str(self.path) + "-snapshot"
+
+    @property
+    def base_index(self) -> int:
+        """Behind which entry its log begins; 0 while it is down."""
+        return self.driver._replica.journal.base_index if self.driver is not None else 0
+
     async def start(self, disk: Disk | None = None) -> None:
         cluster = self.cluster
         self.machine = MemoryMachine()
-        replica = Replica(self.name, cluster.names, Journal(str(self.path), disk=disk), self.machine,
-                          timing=QUICK, rng=Random())
+        journal = Journal(str(self.path), disk=disk)
+        folder = self.folder = SnapshotFolder(self.snapshots_path)
+        for snapshot in reversed(folder.held):
+            with suppress(CorruptFile):
+                folder.restore(snapshot, str(self.path) + "-state")
+                self.machine.load(str(self.path) + "-state")
+                break
+        try:
+            replica = Replica(self.name, cluster.names, journal, self.machine, timing=QUICK, rng=Random(),
+                              snapshots=folder.held)
+        except BaseException:
+            journal.close()
+            raise
         self.driver = RaftDriver(replica, lambda member, body: cluster.send(self.name, member, body))
+        self.snapshotter = Snapshotter(self.driver, folder, self.machine, str(self.path) + "-state", cluster.fetch)
         self._scope, self._ended = trio.CancelScope(), trio.Event()
         await cluster.nursery.start(self._run)
         for other in cluster.hosts.values():
@@ -51,8 +76,13 @@ class Host:
         driver = self.driver
         try:
             with self._scope:
-                await driver.run(task_status=task_status)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self.snapshotter.run)
+                    await driver.run(task_status=task_status)
+                    nursery.cancel_scope.cancel()
         except Exception as error:
+            while isinstance(error, ExceptionGroup):
+                error = error.exceptions[0]
             self.error = error
         finally:
             self.driver = None
@@ -76,10 +106,21 @@ class LiveCluster:
         self.hosts = {name: Host(self, name) for name in self.names}
         self.cut: set[str] = set()
         self.drop: Callable[[str, str, bytes], bool] = lambda source, target, body: False
+        self.spoil: Callable[[str, bytes, bytes | None], bytes | None] = lambda member, wanted, data: data
 
     async def start(self) -> None:
         for host in self.hosts.values():
             await host.start()
+
+    async def stop(self) -> None:
+        for host in self.hosts.values():
+            if host.driver is not None:
+                await host.stop()
+
+    async def fetch(self, member: str, wanted: bytes) -> bytes | None:
+        """A part of a member's snapshots, as the bulk links give it."""
+        await trio.lowlevel.checkpoint()
+        return self.spoil(member, wanted, self.hosts[member].folder.find(wanted))
 
     def send(self, source: str, target: str, body: bytes) -> bool:
         driver = self.hosts[target].driver

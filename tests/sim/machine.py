@@ -5,7 +5,10 @@ Register `key` is written by a command that carries a number, and every number i
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Lock
 from typing import Protocol
 
 from raftmft.core import commands as c
@@ -28,11 +31,13 @@ class MemoryMachine:
         self.epochs: dict[str, tuple[int, bytes]] = {}
         self.fail: Exception | None = None
         self._on_entry = on_entry
+        self._lock = Lock()  # a copy is made in a thread, as of one moment
 
     def apply_batch(self, entries: Sequence[Entry]) -> list[Outcome]:
         if self.fail:
             raise self.fail
-        return [self._apply(entry) for entry in entries]
+        with self._lock:
+            return [self._apply(entry) for entry in entries]
 
     def _apply(self, entry: Entry) -> Outcome:
         assert entry.index > self.applied, "applied twice"
@@ -65,6 +70,28 @@ class MemoryMachine:
         return outcome
 
 
+    def save(self) -> bytes:
+        """The whole state as bytes."""
+        with self._lock:
+            state = {name: value for name, value in self.__dict__.items() if name not in ("_on_entry", "_lock")}
+            return pickle.dumps(state)  # a test's own bytes, which no network or disk had in hand
+
+    def take(self, data: bytes) -> None:
+        """Becomes what `save` gave."""
+        self.__dict__.update(pickle.loads(data))
+
+    def copy_to(self, path: str) -> int:
+        """As the real machine's."""
+        data = self.save()
+        Path(path).write_bytes(data)
+        return int(pickle.loads(data)["applied"])
+
+    def load(self, path: str) -> None:
+        """As the real machine's."""
+        self.take(Path(path).read_bytes())
+        Path(path).unlink()
+
+
 class State(Protocol):
     """What the simulation needs of a state machine beside applying."""
 
@@ -72,6 +99,10 @@ class State(Protocol):
     def applied(self) -> int: ...
 
     def apply_batch(self, entries: Sequence[Entry]) -> list[Outcome]: ...
+
+    def save(self) -> bytes: ...
+
+    def take(self, data: bytes) -> None: ...
 
     def read(self, key: int) -> int: ...
 
@@ -130,6 +161,15 @@ class SqliteState:
     def applied(self) -> int:
         """The index of the last applied entry."""
         return self.machine.applied
+
+    def save(self) -> bytes:
+        """The database."""
+        return self.machine._db.serialize()
+
+    def take(self, data: bytes) -> None:
+        """Becomes what `save` gave."""
+        self.machine._db.deserialize(data)
+        self.machine._reload()
 
     def read(self, key: int) -> int:
         """A register; 0 also while it is not made."""

@@ -16,6 +16,7 @@ from raftmft.raft.transport import Outgoing
 from tests.sim.disk import SimDisk, tear
 from tests.sim.frontend import Frontend
 from tests.sim.machine import State
+from tests.sim.snapshots import Snapshots
 
 if TYPE_CHECKING:
     from tests.sim.cluster import Cluster
@@ -42,6 +43,11 @@ class Watched:
         self._member, self._state = member, state
         self._last = state.applied
 
+    def load(self, data: bytes) -> None:
+        """Another state takes this one's place."""
+        self._state.take(data)
+        self._last = self._state.applied
+
     @property
     def applied(self) -> int:
         """As the machine's."""
@@ -64,6 +70,7 @@ class Member:
         self.cluster, self.name, self.disk = cluster, name, SimDisk()
         self.replica: Replica | None = None
         self.state: State = cluster.make_state()
+        self.snapshots = Snapshots(self)
         self.frontend: Frontend | None = None
         self.life = 0
         self.was_started = self.is_lost = False
@@ -85,8 +92,10 @@ class Member:
         journal = SimJournal("journal", disk=self.disk)
         journal.cluster = cluster
         founders = cluster.founders if self.name in cluster.founders else []
-        self.replica = Replica(self.name, founders, journal, Watched(self, self.state), timing=cluster.timing,
-                               rng=Random(cluster.rng.random()), wall_ms=self._wall_ms)
+        self.snapshots.restore(journal.base_index, journal.last_index)
+        self._watched = Watched(self, self.state)
+        self.replica = Replica(self.name, founders, journal, self._watched, timing=cluster.timing,
+                               rng=Random(cluster.rng.random()), wall_ms=self._wall_ms, snapshots=self.snapshots.held)
         self.syncing, self._woken, self.stall_s = None, False, 0.0
         self.frontend = Frontend(self)
         for other in cluster.members.values():
@@ -95,6 +104,10 @@ class Member:
                 other.replica.connected(self.name)
         cluster.note(f"{self.name} starts: log to {journal.last_index}, term {journal.getCurrentTerm()}")
         self._timer(life)
+
+    def load(self, data: bytes) -> None:
+        """A snapshot's state takes the place of the present one."""
+        self._watched.load(data)
 
     def _wall_ms(self) -> int:
         return int(self.cluster.now * 1000) + 10**12 + self.wall_offset_ms
@@ -123,7 +136,7 @@ class Member:
         """The directory is gone, and with it who this member was: a host that joins in its place is another member."""
         if self.replica is not None:
             self._end("is wiped")
-        self.is_lost, self.disk = True, SimDisk()
+        self.is_lost, self.disk, self.snapshots = True, SimDisk(), Snapshots(self)
         self.cluster.note(f"{self.name} is lost for good")
 
     def _disk_failed(self, error: JournalFailed) -> None:
@@ -201,6 +214,7 @@ class Member:
         replica.table.expire(cluster.now)
         if cluster.listed is not None:
             self._lead(replica, cluster.listed)
+        self.snapshots.look()
         replica.tick()
         cluster.check_leader(self)
         work = replica.collect()

@@ -1,0 +1,132 @@
+"""Members whose log was dropped: who is too far behind gets the state, and nothing that was acknowledged is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from raftmft.core.commands import CommandId, Envelope, NoOp
+from raftmft.core.errors import CorruptFile
+from raftmft.raft import compaction, journal
+from raftmft.raft.snapshots import SnapshotFolder
+from tests.raft.cluster import Host, LiveCluster, until
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snapshots after a few entries, of which hardly any log is kept."""
+    monkeypatch.setattr(compaction, "SNAPSHOT_ENTRIES", 40)
+    monkeypatch.setattr(compaction, "KEEP_BYTES", 0)
+    monkeypatch.setattr(journal, "SEGMENT_BYTES", 1000)
+    monkeypatch.setattr(journal, "MEMORY_BYTES", 4000)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, nursery: trio.Nursery) -> LiveCluster:
+    return LiveCluster(nursery, tmp_path)
+
+
+async def fill(host: Host, first: int, count: int) -> None:
+    assert host.driver
+    for number in range(first, first + count):
+        command = Envelope(NoOp(b"%d" % number), CommandId(host.name, 1, number))
+        assert (await host.driver.propose(command, timeout_s=5)).ok
+
+
+async def fill_until_compacted(host: Host, first: int, hosts: list[Host]) -> int:
+    """Fills until the log of all `hosts` begins later; the next number."""
+    before = [each.base_index for each in hosts]
+    while any(each.base_index <= base for each, base in zip(hosts, before, strict=True)):
+        await fill(host, first, 20)
+        first += 20
+    return first
+
+
+def numbers(host: Host) -> list[int]:
+    return [int(payload) for payload in host.machine.payloads]
+
+
+async def test_a_follower_that_was_away_too_long_is_given_the_state(cluster: LiveCluster) -> None:
+    with trio.fail_after(30):
+        await cluster.start()
+        leader = await cluster.leader()
+        away = next(host for host in cluster.hosts.values() if host is not leader)
+        await fill(leader, 1, 10)
+        await until(lambda: numbers(away) == list(range(1, 11)))
+        await away.stop()
+        next_ = await fill_until_compacted(leader, 11, [leader])
+        await away.start()
+        await until(lambda: numbers(away) == list(range(1, next_)))
+        assert away.base_index >= leader.base_index and away.driver is not None and leader.driver is not None
+        term = leader.driver.status().term
+        await fill(leader, next_, 20)
+        await until(lambda: numbers(away) == list(range(1, next_ + 20)))
+        assert leader.driver.status().term == term, "the transfer disturbed nobody"
+        # What it has now is its own: it comes back from its own disk, without the others.
+        await away.stop()
+        cluster.cut = {away.name}
+        await away.start()
+        assert len(away.machine.payloads) > 10
+        cluster.cut = set()
+        await cluster.stop()
+
+
+async def test_a_member_whose_state_is_lost_begins_with_its_snapshot(cluster: LiveCluster) -> None:
+    with trio.fail_after(30):
+        await cluster.start()
+        leader = await cluster.leader()
+        hosts = list(cluster.hosts.values())
+        next_ = await fill_until_compacted(leader, 1, hosts)
+        await cluster.stop()
+        await cluster.start()
+        assert all(host.machine.applied >= host.base_index > 0 for host in hosts)
+        leader = await cluster.leader()
+        await fill(leader, next_, 5)
+        for host in hosts:
+            await until(lambda host=host: numbers(host) == list(range(1, next_ + 5)))
+        await cluster.stop()
+
+
+async def test_of_two_snapshots_the_older_one_stands_in_for_a_damaged_one(cluster: LiveCluster) -> None:
+    with trio.fail_after(30):
+        await cluster.start()
+        leader = await cluster.leader()
+        await fill_until_compacted(leader, 1, [leader])
+        await cluster.stop()
+        held = SnapshotFolder(leader.snapshots_path)
+        newest = Path(held.name(held.held[1]))
+        content = bytearray(newest.read_bytes())
+        content[30] ^= 1
+        newest.write_bytes(content)
+        await leader.start()
+        applied = leader.machine.applied
+        assert held.held[0].index <= applied < held.held[1].index
+        older = Path(held.name(held.held[0]))
+        older.write_bytes(older.read_bytes()[:-9])
+        await leader.stop()
+        with pytest.raises(CorruptFile, match="no sound snapshot bridges them"):
+            await leader.start()
+
+
+async def test_a_snapshot_that_is_not_given_is_asked_for_again(cluster: LiveCluster) -> None:
+    with trio.fail_after(30):
+        await cluster.start()
+        leader = await cluster.leader()
+        away = next(host for host in cluster.hosts.values() if host is not leader)
+        await away.stop()
+        next_ = await fill_until_compacted(leader, 1, [leader])
+        refusals = []
+
+        def spoil(member: str, wanted: bytes, data: bytes | None) -> bytes | None:
+            if len(refusals) < 2:
+                refusals.append(wanted)
+                return None if len(refusals) == 1 else b"something else"
+            return data
+
+        cluster.spoil = spoil
+        await away.start()
+        await until(lambda: numbers(away) == list(range(1, next_)))
+        assert len(refusals) == 2
+        await cluster.stop()
