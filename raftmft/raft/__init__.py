@@ -1,1 +1,1 @@
-"""The only place that imports pysyncobj: journal, engine, replica, transport and the trio task that drives them."""
+"""The only place that imports pysyncobj: journal, snapshots, engine, replica, and the trio tasks that drive them."""
