@@ -43,7 +43,10 @@ class Stock(SyncObj):
         super().__init__(Node(me), [Node(i) for i in ids if i != me], SyncObjConf(**conf), nodeClass=Node,
                          transportClass=Bus)
         self.values = []
-        self.bus = Bus.all[me]
+
+    @property
+    def bus(self):
+        return Bus.all[self.selfNode.id]
 
     @replicated
     def put(self, value):
@@ -92,6 +95,42 @@ def leader(nodes):
 def append(node, entries, prev, prev_term=0, term=1, commit=1):
     node.take("a", type="append_entries", term=term, commit_index=commit, entries=entries, prevLogIdx=prev,
               prevLogTerm=prev_term)
+
+
+def alone(journal, dump=None, **conf):
+    Bus.all = {}
+    node = Stock("a", ["a"], journalFile=journal, fullDumpFile=dump, useFork=False, **conf)
+    run([node], 3)
+    return node
+
+
+def put(node, values):
+    for value in values:
+        node.put(value)
+        run([node], 0.1)
+
+
+def snapshots(out, directory):
+    """Fresh files a case; the node is alone, so that whatever it applied was committed."""
+    whole, short, dump = (os.path.join(directory, name) for name in ("whole", "short", "dump"))
+    node = alone(whole)
+    put(node, range(30))
+    node._destroy()
+    node = alone(short, dump, logCompactionMinEntries=10**6, logCompactionMinTime=10**6)
+    put(node, range(20))
+    node.forceLogCompaction()
+    run([node], 1)
+    node._destroy()
+    # The process was killed between the dump's rename and the journal's own compaction.
+    node = alone(whole, dump)
+    out["a dump beside a longer journal empties it"] = node._getRaftLogSize() < 10
+    node._destroy()
+    with open(dump, "r+b") as file:
+        file.seek(20)
+        file.write(b"damage")
+    node = alone(short, dump)
+    out["a damaged dump is swallowed, and the node leads"] = node._isLeader() and len(getattr(node, "values", [])) < 20
+    node._destroy()
 
 
 def main() -> dict[str, bool]:
@@ -161,7 +200,7 @@ def main() -> dict[str, bool]:
             pass
         out["a command is unpickled"] = os.path.exists(mark)
 
-        synced = []
+        synced, real = [], (os.fsync, os.fdatasync)
         os.fsync = os.fdatasync = lambda fd: synced.append(fd)
         path = os.path.join(directory, "journal")
         journal = FileJournal(path)
@@ -181,6 +220,9 @@ def main() -> dict[str, bool]:
                 return FileJournal(path)
             except Exception:
                 return None
+
+        os.fsync, os.fdatasync = real
+        snapshots(out, directory)
 
         flipped = bytearray(content)
         flipped[end - 100] ^= 255

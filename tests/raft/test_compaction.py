@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,6 +74,15 @@ async def test_a_follower_that_was_away_too_long_is_given_the_state(cluster: Liv
         assert len(away.machine.payloads) > 10
         cluster.cut = set()
         await cluster.stop()
+
+
+def test_stock_pysyncobj_loses_its_log_and_its_state_to_snapshots() -> None:
+    """What the tests here show to be gone: see stock_defects.py."""
+    program = Path(__file__).with_name("stock_defects.py")
+    result = subprocess.run([sys.executable, str(program)], capture_output=True, timeout=60, check=True)
+    stock = json.loads(result.stdout)
+    assert stock["a dump beside a longer journal empties it"]
+    assert stock["a damaged dump is swallowed, and the node leads"]
 
 
 async def test_a_member_whose_state_is_lost_begins_with_its_snapshot(cluster: LiveCluster) -> None:
