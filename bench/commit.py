@@ -44,6 +44,7 @@ from raftmft.raft.driver import RaftDriver
 from raftmft.raft.journal import Journal
 from raftmft.raft.proposer import Proposer
 from raftmft.raft.replica import Replica
+from raftmft.raft.snapshots import SnapshotFolder
 
 PROPOSERS = (1, 16, 128, 1000)
 
@@ -54,10 +55,9 @@ class Member:
     def __init__(self, path: str) -> None:
         self.data_dir = DataDir(path)
         self.seed = self.data_dir.read_seed()
-        self.state = open_state(self.data_dir)
-        replica = Replica(
-            self.seed.me, [m.id for m in self.seed.members], Journal(str(self.data_dir.journal)), self.state
-        )
+        journal, snapshots = Journal(str(self.data_dir.journal)), SnapshotFolder(str(self.data_dir.snapshots))
+        self.state = open_state(self.data_dir, journal, snapshots)
+        replica = Replica(self.seed.me, [m.id for m in self.seed.members], journal, self.state)
         files, members = self.data_dir.certificates, self.seed.members
         me = Self(self.seed.me, self.seed.cluster_id, server_context(files), client_context(files))
 
