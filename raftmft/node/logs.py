@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 
 from raftmft.core.errors import ConfigError
-from raftmft.wire.loglines import LineFormatter, fields
+from raftmft.wire.loglines import LineFormatter, fields, log_what_nobody_catches
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ def set_up(level: str, log_format: str = "text", file: LogFile | None = None) ->
     root.setLevel(level.upper())
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+    log_what_nobody_catches()
 
 
 def _open(path: Path) -> int:

@@ -29,7 +29,7 @@ from raftmft.sftp.link import Link
 from raftmft.sftp.rooms import Rooms
 from raftmft.sftp.server import Client, Connection, assert_patched_names, server_options
 from raftmft.wire.frames import FrameError, unpack
-from raftmft.wire.loglines import LineFormatter, fields
+from raftmft.wire.loglines import LineFormatter, fields, log_what_nobody_catches
 
 log = logging.getLogger("raftmft.sftp.worker")
 
@@ -170,6 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter(f"worker[{os.getpid()}]", as_json=options.log_format == "json"))
     logging.basicConfig(level=options.log_level.upper(), handlers=[handler])
+    log_what_nobody_catches()
     logging.getLogger("asyncssh").setLevel(logging.WARNING)
     assert_patched_names()
     try:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
+import threading
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import Any
 
 from raftmft.core.names import clipped, one_line
+
+log = logging.getLogger(__name__)
 
 MOST_EVENT_CHARS = 8192
 MOST_USER_CHARS = 80
@@ -31,6 +36,27 @@ def fields(*, op: str = "", session: int | None = None, user: str = "", address:
              "chunk": chunk.hex()[:CHUNK_CHARS], "file": file, "request": request, "actor": actor, "reason": reason,
              "count": count}
     return {"fields": {name: value for name, value in given.items() if value is not None and value != ""}}
+
+
+def log_what_nobody_catches() -> None:
+    """From now on warnings, and exceptions that end the process or a thread or are lost in a finalizer, are log lines
+    too, and not many raw ones on standard error.
+    """
+    logging.captureWarnings(True)
+
+    def ends(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            sys.__excepthook__(kind, error, trace)
+        else:
+            log.critical("nobody caught a %s: this is a bug, please report it", kind.__name__,
+                         exc_info=(kind, error, trace))
+
+    def lost(found: sys.UnraisableHookArgs) -> None:
+        error = found.exc_value or found.exc_type()
+        log.error("%s", found.err_msg or "an exception was lost", exc_info=(type(error), error, found.exc_traceback))
+
+    sys.excepthook, sys.unraisablehook = ends, lost
+    threading.excepthook = lambda found: ends(found.exc_type, found.exc_value or found.exc_type(), found.exc_traceback)
 
 
 class LineFormatter(logging.Formatter):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
 import sys
 
 from hypothesis import given
@@ -56,3 +57,26 @@ def test_a_name_cannot_forge_a_field():
     entry.fields = {"path": '/a outcome=ok "', "empty": "", "ms": 0.5}
     line = LineFormatter("node").format(entry)
     assert line.endswith(r'path="/a outcome=ok \"" empty="" ms=0.5')
+
+
+def test_what_nobody_catches_is_a_line_too() -> None:
+    program = """
+import logging, sys, threading, warnings
+from raftmft.wire.loglines import LineFormatter, log_what_nobody_catches
+handler = logging.StreamHandler()
+handler.setFormatter(LineFormatter("p", as_json=True))
+logging.basicConfig(handlers=[handler])
+log_what_nobody_catches()
+warnings.warn("old")
+class Bad:
+    def __del__(self): raise ValueError("lost")
+del (bad := [Bad()])[:]
+thread = threading.Thread(target=lambda: 1 / 0)
+thread.start(); thread.join()
+raise ExceptionGroup("many", [OSError("one"), OSError("two")])
+"""
+    done = subprocess.run([sys.executable, "-W", "always", "-c", program], capture_output=True, text=True, timeout=30)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert done.returncode == 1 and [line["level"] for line in lines] == ["warning", "error", "critical", "critical"]
+    for line, text in zip(lines, ("old", "lost", "ZeroDivisionError", "two"), strict=True):
+        assert text in line["event"] + line.get("exception", "")
