@@ -24,6 +24,7 @@ from raftmft.core.bans import Bans
 from raftmft.core.certificates import Certificates
 from raftmft.core.copies import Copies
 from raftmft.core.dedup import Dedup
+from raftmft.core.divergence import POINT_EVERY
 from raftmft.core.errors import RaftmftError
 from raftmft.core.inspection import Inspection
 from raftmft.core.members import Members
@@ -69,6 +70,8 @@ class Machine:
         self._encode, self._decode = encode_outcome, decode_outcome
         self._db = schema.open_state(path)
         self._failed = False
+        self.on_point: Callable[[int, bytes], None] | None = None
+        """Called with (point, chain); it must neither block nor raise."""
         self._state = state = State(self._db)
         self._dedup = Dedup(self._db)
         audit = AuditWriter(state)
@@ -192,12 +195,26 @@ class Machine:
 
     # --- apply ---------------------------------------------------------------------------------------------------
     def apply_batch(self, entries: Sequence[Entry]) -> list[Outcome]:
-        """Applies committed entries, in index order, in one transaction; one outcome for each entry given.
+        """Applies committed entries, in index order, in one transaction; one outcome for each entry given. Before the
+        first entry beyond a point (core/divergence.py) that transaction ends, `on_point` is called, and another begins.
 
         The caller bounds the batch (an entry costs about 50 us). An entry at or below `applied` is skipped: it gives
         its stored outcome if there is one, else Rejection(STALE_COMMAND). When this returns, the batch is committed
-        to the database (not synced). If it raises, nothing of the batch is, and the node must stop.
+        to the database (not synced). If it raises, nothing of the transaction is, and the node must stop.
         """
+        known, first = self._state.index // POINT_EVERY, 0
+        if not entries or entries[-1].index // POINT_EVERY == known:
+            return self._transact(entries)
+        outcomes: list[Outcome] = []
+        for at, entry in enumerate(entries):
+            if (passed := entry.index // POINT_EVERY) > known:
+                outcomes += self._transact(entries[first:at])
+                known, first = passed, at
+                if self.on_point is not None:
+                    self.on_point(passed * POINT_EVERY, self._state.chain)
+        return outcomes + self._transact(entries[first:])
+
+    def _transact(self, entries: Sequence[Entry]) -> list[Outcome]:
         if self._failed:
             raise RaftmftError(f"the state {self.path} failed earlier; stop the node")
         state, db = self._state, self._db
@@ -227,13 +244,19 @@ class Machine:
         kind = type(command)
         # What makes the cluster or an epoch stands before any id can be valid, and is harmless to repeat.
         if identity is None or kind is c.Bootstrap or kind is c.MemberBoot:
-            return Outcome(entry.index) if kind is c.NoOp else self._run(entry.index, command)[0]
-        known = self._dedup.look_up(identity, envelope.acked_below)
-        if known is None:
+            if kind is c.NoOp:
+                return Outcome(entry.index)
+            outcome, encoded = self._run(entry.index, command)
+        elif (known := self._dedup.look_up(identity, envelope.acked_below)) is None:
             outcome, encoded = self._run(entry.index, command)
             self._dedup.store(identity, encoded)
-            return outcome
-        return Outcome(entry.index, {}, known) if isinstance(known, Rejection) else self._decode(known)
+        elif isinstance(known, Rejection):
+            outcome = Outcome(entry.index, {}, known)
+            encoded = self._encode(outcome)
+        else:
+            outcome, encoded = self._decode(known), known
+        state.extend_chain(encoded)
+        return outcome
 
     def _run(self, index: int, command: c.Command) -> tuple[Outcome, bytes]:
         """Applies one command in a savepoint; its outcome, and that encoded."""

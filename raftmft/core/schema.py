@@ -18,14 +18,14 @@ import sqlite3
 from raftmft.core.errors import CorruptFile
 
 APPLICATION_ID = 0x724D4654  # "rMFT" in the SQLite header
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 _DDL = (
     """CREATE TABLE clock (
         one INTEGER PRIMARY KEY CHECK (one = 1), applied INTEGER NOT NULL, time_ms INTEGER NOT NULL,
         next_sweep_ms INTEGER NOT NULL, next_uid INTEGER NOT NULL, audit_count INTEGER NOT NULL,
-        audit_head BLOB NOT NULL)""",
-    "INSERT INTO clock VALUES (1, 0, 0, 0, 1000, 0, zeroblob(32))",
+        audit_head BLOB NOT NULL, chain BLOB NOT NULL)""",
+    "INSERT INTO clock VALUES (1, 0, 0, 0, 1000, 0, zeroblob(32), zeroblob(32))",
     """CREATE TABLE bans (
         network TEXT PRIMARY KEY, until_ms INTEGER NOT NULL, reason TEXT NOT NULL, actor TEXT NOT NULL,
         since_ms INTEGER NOT NULL) WITHOUT ROWID""",

@@ -6,10 +6,14 @@ written once, by `save`, in the batch's transaction. Nothing here reads a real c
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
+import struct
 from typing import Any
 
 from raftmft.core.outcome import Code, Rejection
+
+_COUNTS = struct.Struct(">QQQQ")
 
 Mark = tuple[int, int, int, bytes, int]
 
@@ -25,8 +29,8 @@ class Refuse(Exception):
 class State:
     """The database, and the clock of the entry being applied. `index` and `now_ms` are that entry's."""
 
-    __slots__ = ("applied", "audit_count", "audit_head", "audit_rows", "db", "index", "next_sweep_ms", "next_uid",
-                 "now_ms")
+    __slots__ = ("applied", "audit_count", "audit_head", "audit_rows", "chain", "db", "index", "next_sweep_ms",
+                 "next_uid", "now_ms")
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self.reopen(db)
@@ -34,8 +38,9 @@ class State:
     def reopen(self, db: sqlite3.Connection) -> None:
         """Goes on with another database. Whoever keeps this State keeps it; whoever kept the old `db` has nothing."""
         self.db = db
-        (self.applied, self.now_ms, self.next_sweep_ms, self.next_uid, self.audit_count, self.audit_head) = db.execute(
-            "SELECT applied, time_ms, next_sweep_ms, next_uid, audit_count, audit_head FROM clock").fetchone()
+        (self.applied, self.now_ms, self.next_sweep_ms, self.next_uid, self.audit_count, self.audit_head,
+         self.chain) = db.execute("SELECT applied, time_ms, next_sweep_ms, next_uid, audit_count, audit_head, chain "
+                                  "FROM clock").fetchone()
         self.index = self.applied
         self.audit_rows: list[tuple[Any, ...]] = []
         """Audit records of this batch, inserted by `save`."""
@@ -54,11 +59,16 @@ class State:
         self.next_sweep_ms, self.next_uid, self.audit_count, self.audit_head, rows = mark
         del self.audit_rows[rows:]
 
+    def extend_chain(self, encoded: bytes) -> None:
+        """Binds the entry's encoded outcome, and what its clock says after it, into the rolling digest."""
+        counts = _COUNTS.pack(self.index, self.now_ms, self.next_uid, self.audit_count)
+        self.chain = hashlib.sha256(b"".join((self.chain, counts, self.audit_head, encoded))).digest()
+
     def save(self) -> None:
         """Writes the clock and the batch's audit records. Called once, last in the batch's transaction."""
         if self.audit_rows:
             self.db.executemany("INSERT INTO audit VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)", self.audit_rows)
             self.audit_rows.clear()
         self.db.execute(
-            "UPDATE clock SET applied=?, time_ms=?, next_sweep_ms=?, next_uid=?, audit_count=?, audit_head=?",
-            (self.index, self.now_ms, self.next_sweep_ms, self.next_uid, self.audit_count, self.audit_head))
+            "UPDATE clock SET applied=?, time_ms=?, next_sweep_ms=?, next_uid=?, audit_count=?, audit_head=?, chain=?",
+            (self.index, self.now_ms, self.next_sweep_ms, self.next_uid, self.audit_count, self.audit_head, self.chain))

@@ -58,6 +58,7 @@ from raftmft.node.clusterkeys import ClusterKeys
 from raftmft.node.coverage import Coverage
 from raftmft.node.datadir import DataDir
 from raftmft.node.dispatch import Dispatch
+from raftmft.node.divergence import DIGESTS, Divergence
 from raftmft.node.doorrules import StateRules
 from raftmft.node.epoch import Epoch
 from raftmft.node.evictions import Evictions
@@ -153,6 +154,9 @@ class Node:
                                dial_all=lambda: self.address.is_stale())
         self.links.on_message(RAFT, self.driver.receive)
         self.links.on_message(INTRODUCTION, self.roster.introduced)
+        self.divergence = Divergence(self.me, self.state, lambda: self.replica.engine.configuration.voters,
+                                     self.links.send)
+        self.links.on_message(DIGESTS, self.divergence.heard)
         self.holders = Holders(self.me, self.links, lambda chunk_id: self.holdings.find(chunk_id) is not None)
         self.pool = BulkPool(lambda member: hello.dial(
             me, member, self.roster.peer_addresses()[member], "bulk", self.roster.directory))
@@ -211,7 +215,7 @@ class Node:
             for part in (self.holdings.run, self.links.run, self.pool.run, self.replicator.run, self.driver.run,
                          self.snapshotter.run,
                          self._gossip, self.duties.run, self.keys.run, self._renew_if_expired, self._report_load,
-                         self._serve_admin):
+                         self._serve_admin, self.divergence.run):
                 nursery.start_soon(part)
             nursery.start_soon(self.listener.serve, self.listeners.peer)
             nursery.start_soon(self._serve_clients)
@@ -318,6 +322,7 @@ class Node:
     def _link_up(self, member: str) -> None:
         self.driver.peer_connected(member)
         self.links.send(member, INTRODUCTION, self.roster.introduction())
+        self.divergence.link_up(member)
 
     def _members_changed(self, gone: set[str]) -> None:
         """Who may link, or where members are, changed: cuts off at once who may not any more."""
