@@ -46,7 +46,6 @@ from raftmft.core.addresses import address_text
 from raftmft.core.commands import Checkpoint, ConfigSet, Publish
 from raftmft.core.errors import ConfigError, RaftmftError
 from raftmft.core.machine import Entry
-from raftmft.core.manifest import Manifest
 from raftmft.core.membership import Load
 from raftmft.core.outcome import Outcome
 from raftmft.node import admin
@@ -58,7 +57,7 @@ from raftmft.node.clusterkeys import ClusterKeys
 from raftmft.node.coverage import Coverage
 from raftmft.node.datadir import DataDir
 from raftmft.node.dispatch import Dispatch
-from raftmft.node.divergence import DIGESTS, Divergence
+from raftmft.node.divergence import Divergence
 from raftmft.node.doorrules import StateRules
 from raftmft.node.epoch import Epoch
 from raftmft.node.evictions import Evictions
@@ -154,15 +153,13 @@ class Node:
                                dial_all=lambda: self.address.is_stale())
         self.links.on_message(RAFT, self.driver.receive)
         self.links.on_message(INTRODUCTION, self.roster.introduced)
-        self.divergence = Divergence(self.me, self.state, lambda: self.replica.engine.configuration.voters,
-                                     self.links.send)
-        self.links.on_message(DIGESTS, self.divergence.heard)
+        self.divergence = Divergence(self.me, self.state, self.driver, self.links)
         self.holders = Holders(self.me, self.links, lambda chunk_id: self.holdings.find(chunk_id) is not None)
         self.pool = BulkPool(lambda member: hello.dial(
             me, member, self.roster.peer_addresses()[member], "bulk", self.roster.directory))
         self.replicator = Replicator(self.me, self.pool.put, self.view.alive, self.links.hears, self.view.ranking)
         self.fetcher = Fetcher(self.me, self.pool.get, self.holdings, self.view.alive, self.view.ranking)
-        self.repairer = Repairer(self._manifests_since, self.view.owns,
+        self.repairer = Repairer(self.state.manifests_since, self.view.owns,
                                  lambda: self.state.applied, self.holdings, self.fetcher, self.data_dir.repair_mark,
                                  placement=self.placement)
         self.coverage = Coverage(self.me, self.links, self.holdings, self.fetcher, self.replicator, self.view.storing,
@@ -294,13 +291,6 @@ class Node:
     def _is_joined(self) -> bool:
         mine = self.roster.mine()
         return mine is not None and bool(mine.joined)
-
-    def _manifests_since(self, index: int, limit: int) -> list[tuple[int, int, Manifest]]:
-        """What was published or checkpointed after `index`, oldest first: partials are to be continued anywhere."""
-        machine = self.state.machine
-        published = machine.namespace.manifests_since(index, limit)
-        partials = [(at, 0, manifest) for at, manifest in machine.partials.manifests_since(index, limit)]
-        return sorted(published + partials)[:limit]
 
     def _applied(self, entries: Sequence[Entry], _: Sequence[Outcome]) -> None:
         if any(type(entry.envelope.command) in (Publish, Checkpoint, ConfigSet) for entry in entries):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable, Collection
+from collections.abc import Callable
+from typing import Protocol
 
 import trio
 
@@ -16,6 +17,7 @@ from raftmft.core.divergence import Claim, Difference, Jury, Pace
 from raftmft.core.errors import RaftmftError
 from raftmft.core.schema import digest, open_reader
 from raftmft.node.state import ReplicatedState
+from raftmft.raft.replica import RaftStatus
 from raftmft.wire.digests import decode_claims, encode_claims
 from raftmft.wire.loglines import fields
 
@@ -26,21 +28,38 @@ DIGESTS = "digests"
 REPEAT_S = 10.0
 
 
+class Raft(Protocol):
+    """What is asked of the driver."""
+
+    def status(self) -> RaftStatus:
+        """Who votes."""
+
+
+class Links(Protocol):
+    """What is asked of the control links."""
+
+    def on_message(self, kind: str, callback: Callable[[str, bytes], None]) -> None:
+        """See PeerLinks."""
+
+    def send(self, member: str, kind: str, body: bytes) -> bool:
+        """See PeerLinks."""
+
+
 class Diverged(RaftmftError):
     """This member's state is not the one that the majority holds."""
 
 
 class Divergence:
-    """To be run as one task, which raises Diverged. `send(member, kind, body)` is the control links'."""
+    """To be run as one task, which raises Diverged."""
 
-    def __init__(self, me: str, state: ReplicatedState, voters: Callable[[], Collection[str]],
-                 send: Callable[[str, str, bytes], bool]) -> None:
-        self._me, self._state, self._voters, self._send = me, state, voters, send
+    def __init__(self, me: str, state: ReplicatedState, raft: Raft, links: Links) -> None:
+        self._me, self._state, self._raft, self._links = me, state, raft, links
         self._jury, self._pace = Jury(me), Pace()
         self._pinned: tuple[Claim, sqlite3.Connection] | None = None
         self._news, self._work = trio.Event(), trio.Event()
         self._limiter = trio.CapacityLimiter(1)
         state.machine.on_point = self._at_point
+        links.on_message(DIGESTS, self.heard)
 
     # --- what comes in -----------------------------------------------------------------------------------------------
     def heard(self, member: str, body: bytes) -> None:
@@ -52,7 +71,7 @@ class Divergence:
     def link_up(self, member: str) -> None:
         """Tells a member that may have missed some."""
         if claims := self._jury.own():
-            self._send(member, DIGESTS, encode_claims(claims))
+            self._links.send(member, DIGESTS, encode_claims(claims))
 
     def _at_point(self, point: int, chain: bytes) -> None:
         """Between two transactions of the state machine: what a reader sees now is the state at `point`."""
@@ -81,10 +100,11 @@ class Divergence:
                     with trio.move_on_after(REPEAT_S):
                         await self._news.wait()
                     self._news = trio.Event()
-                    for member in self._voters():
+                    voters = self._raft.status().configuration.voters
+                    for member in voters:
                         if member != self._me:
                             self.link_up(member)
-                    for difference in self._jury.judge(self._voters()):
+                    for difference in self._jury.judge(voters):
                         self._tell(difference)
                     await trio.sleep(0.1)  # news come in bursts
         finally:

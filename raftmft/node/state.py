@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from raftmft.core.errors import CorruptFile
 from raftmft.core.machine import Entry, Machine, discard
+from raftmft.core.manifest import Manifest
 from raftmft.core.outcome import Outcome
 from raftmft.core.schema import check_format
 from raftmft.node.datadir import DataDir
@@ -57,6 +58,13 @@ class ReplicatedState:
     def on_installed(self, installed: Callable[[], None]) -> None:
         """Has `installed` called when a snapshot took the state's place: what was applied meanwhile is never told."""
         self._on_installed.append(installed)
+
+    def manifests_since(self, index: int, limit: int) -> list[tuple[int, int, Manifest]]:
+        """What was published or checkpointed after `index`, oldest first: partials are to be continued anywhere."""
+        machine = self.machine
+        published = machine.namespace.manifests_since(index, limit)
+        partials = [(at, 0, manifest) for at, manifest in machine.partials.manifests_since(index, limit)]
+        return sorted(published + partials)[:limit]
 
     def subscribe(self, subscriber: Subscriber) -> None:
         """Has `subscriber` called with every batch that is applied from now on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from raftmft.core import machine
 from raftmft.core.machine import Entry, Machine
 from raftmft.node.divergence import DIGESTS, Diverged, Divergence
 from raftmft.node.state import ReplicatedState
+from raftmft.raft.configuration import Configuration
+from raftmft.raft.replica import RaftStatus
 from raftmft.wire.commands import decode_outcome, encode_outcome
 
 EVERY = 50
@@ -24,10 +27,23 @@ class Host:
         self.name = name
         self.state = ReplicatedState(Machine(str(group.directory / name), encode_outcome=encode_outcome,
                                              decode_outcome=decode_outcome))
-        self.divergence = Divergence(name, self.state, lambda: group.names, lambda to, kind, body: group.send(
-            name, to, kind, body))
+        self.group = group
+        self.divergence = Divergence(name, self.state, self, self)
         self.error: Diverged | None = None
         self.ended = trio.Event()
+
+    def status(self) -> RaftStatus:
+        """As the driver's."""
+        return RaftStatus(self.name, "follower", None, 1, 1, 1, 1, True,
+                          configuration=Configuration(tuple(self.group.names)))
+
+    def on_message(self, kind: str, callback: Callable[[str, bytes], None]) -> None:
+        """As the control links'."""
+        assert kind == DIGESTS
+
+    def send(self, member: str, kind: str, body: bytes) -> bool:
+        """As the control links'."""
+        return self.group.send(self.name, member, kind, body)
 
     async def run(self) -> None:
         try:
