@@ -61,6 +61,7 @@ def measure(node: Node) -> dict[str, float]:
     return {
         "sessions": sum(len(worker.sessions) for worker in workers), "workers": len(workers),
         "raft_term": raft.term, "raft_commit_index": raft.commit_index, "raft_applied_index": node.state.applied,
+        "raft_log_bytes": node.replica.journal.size_bytes, "raft_snapshot_index": node.driver.compaction.latest_index,
         "raft_is_leader": raft.role == "leader", "has_quorum": node.view.has_quorum(),
         "members": len(node.view.members()), "members_alive": list(states.values()).count("alive"),
         "missing_chunks": node.repairer.missing,

@@ -17,6 +17,8 @@ GAUGES = {
     "raft_term": "The present Raft term",
     "raft_commit_index": "The last committed Raft index that this node knows",
     "raft_applied_index": "The last Raft index in this node's state",
+    "raft_log_bytes": "What the Raft log takes on this node's disk",
+    "raft_snapshot_index": "The Raft index of this node's latest snapshot, 0 if there is none",
     "raft_is_leader": "1 if this node leads",
     "has_quorum": "1 if this node is in contact with a majority",
     "members": "Members of the cluster",
