@@ -6,17 +6,21 @@ import json
 import logging
 import os
 import pickle
+import struct
 import sys
 import tempfile
+import zlib
 
 import pysyncobj.syncobj as stock
 from pysyncobj import SyncObj, SyncObjConf, replicated
 from pysyncobj.journal import FileJournal
 from pysyncobj.node import Node
+from pysyncobj.tcp_connection import TcpConnection
 from pysyncobj.transport import Transport
 
 logging.disable(logging.CRITICAL)
 NOW = 1000.0
+IDS = ["a", "b", "c"]
 stock.monotonicTime = lambda: NOW
 
 
@@ -133,6 +137,91 @@ def snapshots(out, directory):
     node._destroy()
 
 
+def elections(out: dict[str, bool]) -> None:
+    """Who is cut off, removed or isolated."""
+    nodes = make(IDS)
+    first = leader(nodes)
+    away = next(node for node in nodes if node is not first)
+    term = first.raftCurrentTerm
+    rest = [node for node in nodes if node is not away]
+    for _ in range(20):  # it ticks alone; nothing reaches anybody
+        run([away], 3)
+        run(rest, 3)
+        away.bus.box.clear()
+        for node in rest:
+            node.bus.box = [pair for pair in node.bus.box if pair[0] is not away.bus.me]
+    out["a member that was cut off raises terms"] = away.raftCurrentTerm > term + 5
+    run(nodes, 2)
+    out["a member that was cut off deposes the leader"] = first.raftCurrentTerm > term + 5
+
+    nodes = make(IDS)
+    first, ended = leader(nodes), []
+    first.put(1, callback=lambda *_: ended.append(1))
+    run([first], 20)
+    out["an isolated leader leads on for half a minute"] = first._isLeader()
+    run([first], 40)
+    out["a callback never fires"] = not ended
+
+    nodes = make(IDS)
+    first = leader(nodes)
+    sent = [message for node in nodes for _, message in node.bus.sent if message["type"] == "next_node_idx"]
+    out["acknowledgements carry no term"] = bool(sent) and all("term" not in message for message in sent)
+    first.put(1)
+    first.put(1)
+    run(nodes, 1)
+    out["a command that is sent again is applied again"] = first.values == [1, 1]
+
+    first = leader(make(IDS, dynamicMembershipChange=True))
+    run([node for node in (first,)], 0.1)
+    grown = len(first.otherNodes)
+    first.addNodeToCluster(Node("d"))
+    first.addNodeToCluster(Node("e"))
+    first.doTick(0)
+    out["two uncommitted membership changes are taken"] = len(first.otherNodes) == grown + 2
+
+    first = make(["a"])[0]
+    run([first], 3)
+    first._applyCommand(pickle.dumps(7, 2), None, stock._COMMAND_TYPE.VERSION)
+    first.put(1)
+    run([first], 1)
+    out["an unsupported version is skipped and all behind it is counted wrong"] = (
+        first.values.count(1) != 1 or first.raftLastApplied != first.raftCommitIndex)
+
+
+def files(out: dict[str, bool], directory: str) -> None:
+    """What the journal and its side file do not notice."""
+    empty = os.path.join(directory, "empty")
+    open(empty, "wb").close()
+    try:
+        FileJournal(empty)
+    except ValueError:
+        out["an empty journal is a ValueError"] = True
+    path = os.path.join(directory, "voted")
+    journal = FileJournal(path)
+    journal.setCurrentTerm(9, "a")
+    journal._destroy()
+    with open(path + ".meta", "wb") as file:
+        file.write(b"damaged")
+    journal = FileJournal(path)
+    out["a damaged term and vote are forgotten"] = (journal.getCurrentTerm(), journal.getVotedForNodeId()) == (0, None)
+    try:
+        journal._FileJournal__setLastRecordOffset(1 << 32)
+    except struct.error:
+        out["a journal cannot grow over 4 GiB"] = True
+
+
+def network(out: dict[str, bool], mark: str, bomb: object) -> None:
+    """What a stranger sends."""
+    link = TcpConnection(None)
+    data = zlib.compress(pickle.dumps(bomb, 2))
+    link._TcpConnection__readBuffer = struct.pack("i", len(data)) + data
+    try:
+        link._TcpConnection__processParseMessage()
+    except Exception:
+        pass
+    out["a frame from the network is unpickled"] = os.path.exists(mark)
+
+
 def main() -> dict[str, bool]:
     global NOW
     out: dict[str, bool] = {}
@@ -187,6 +276,7 @@ def main() -> dict[str, bool]:
     paused.doTick(0)
     out["a paused member disturbs a live leader"] = paused.raftCurrentTerm > term
 
+    elections(out)
     with tempfile.TemporaryDirectory() as directory:
         mark = os.path.join(directory, "ran")
 
@@ -199,6 +289,9 @@ def main() -> dict[str, bool]:
         except Exception:
             pass
         out["a command is unpickled"] = os.path.exists(mark)
+        os.rmdir(mark)
+        network(out, mark, Bomb())
+        files(out, directory)
 
         synced, real = [], (os.fsync, os.fdatasync)
         os.fsync = os.fdatasync = lambda fd: synced.append(fd)
