@@ -28,6 +28,23 @@ class Bootstrap(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class Refound(Command):
+    """`member` alone makes up the cluster, under another `cluster_id`: by `how` "recover" or "restore", which is for
+    the audit log. Never proposed: stopped members' journals are made to hold it (raft/offline.py). What is empty of
+    the last four stays as it is. Value: {"gone": [names of those that were members]}.
+    """
+
+    how: str
+    member: MemberSpec
+    not_after_ms: int
+    cluster_id: str
+    key: str = ""
+    host_public_key: str = ""
+    sealed_host_key: bytes = b""
+    sealed_ca_key: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
 class MemberBoot(Command):
     """A member's process began. Ends its sessions of earlier epochs. The same `nonce` twice gives the same epoch.
 

@@ -28,6 +28,7 @@ from raftmft.core.cluster_commands import (
     MemberRemove,
     MemberSet,
     NoOp,
+    Refound,
     TokenCreate,
 )
 from raftmft.core.command_base import Attrs as Attrs
@@ -322,5 +323,6 @@ COMMANDS: dict[int, type[Command]] = {
     62: BanRemove,
     63: AdminTokenAdd,
     64: AdminTokenRemove,
+    70: Refound,
 }
 """Numbers on the wire and on disk: never reused, never changed."""

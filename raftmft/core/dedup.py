@@ -94,6 +94,11 @@ class Dedup:
         self._db.execute("DELETE FROM outcomes WHERE member = ?", (name,))
         self._db.execute("UPDATE members SET acked_below = 0 WHERE id = ?", (name,))
 
+    def forget_all(self) -> None:
+        """Every member of before is gone or has a new epoch, and the entry that did it removed all kept outcomes."""
+        self._members.clear()
+        self._touched.clear()
+
     def save(self) -> None:
         """Writes what the batch changed. Called once, in the batch's transaction."""
         for name in self._touched:

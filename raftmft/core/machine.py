@@ -34,6 +34,7 @@ from raftmft.core.options import Options
 from raftmft.core.outcome import Code, Outcome, Rejection
 from raftmft.core.partials import Partials
 from raftmft.core.publish import Publisher
+from raftmft.core.refounding import Refounding
 from raftmft.core.schema import discard, open_reader
 from raftmft.core.sessions import Sessions
 from raftmft.core.settings import Settings
@@ -96,6 +97,7 @@ class Machine:
         self._handlers: dict[type[c.Command], Callable[[Any], dict[str, Any]]] = {
             c.NoOp: _nothing,
             c.Bootstrap: self.members.bootstrap,
+            c.Refound: Refounding(state, self.settings, self.members, audit).refound,
             c.MemberBoot: self.members.boot,
             c.ExpireMember: self.members.expire,
             c.MemberAdmit: self.admission.admit,
@@ -289,6 +291,8 @@ class Machine:
             db.execute("RELEASE entry")
             if isinstance(command, _ENDS_EPOCH) and epoch != self.members.epoch(command.member):
                 self._dedup.forget(command.member)
+            elif kind is c.Refound:
+                self._dedup.forget_all()
         return outcome, encoded
 
     def _sweep(self) -> None:

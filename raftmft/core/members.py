@@ -143,7 +143,7 @@ class Members:
         if not columns:
             return {}
         changed = replace(member, **{key: value for key, value in columns.items() if key != "home_mode"})
-        _check_spec(changed)
+        check_spec(changed)
         if member.stores and not changed.stores:
             self._check_others_store(member)
         self._state.db.execute(f"UPDATE members SET {', '.join(f'{column} = ?' for column in columns)} WHERE id = ?",
@@ -171,7 +171,7 @@ class Members:
     # --- for other handlers --------------------------------------------------------------------------------------
     def add(self, spec: MemberSpec, not_after_ms: int) -> None:
         """Lists a new member as a learner. Refuses a name that is taken, and too many members."""
-        _check_spec(spec)
+        check_spec(spec)
         members = self.list()
         if len(members) >= MAX_MEMBERS:
             raise Refuse(Code.LIMIT, f"a cluster has at most {MAX_MEMBERS} members")
@@ -182,10 +182,31 @@ class Members:
 
     def refresh(self, member: str, spec: MemberSpec) -> None:
         """A host that was admitted and never ran says anew where it will be found."""
-        _check_spec(spec)
+        check_spec(spec)
         self._state.db.execute(
             "UPDATE members SET host = ?, peer_port = ?, gossip_port = ?, sftp_port = ?, fingerprint = ? WHERE id = ?",
             (spec.host, spec.peer_port, spec.gossip_port, spec.sftp_port, spec.fingerprint, member))
+
+    def give_up_all_but(self, kept: str, why: str) -> MemberRows:
+        """Every member but `kept` is gone with its sessions and certificates; those that went. See refounding.py."""
+        gone = [row for row in self.list() if row.id != kept]
+        for row in gone:
+            self._sessions.expire(row.id, row.epoch + 1, why)
+            self._certificates.drop_all_of(row.id)
+            self._state.db.execute("DELETE FROM members WHERE id = ?", (row.id,))
+        return gone
+
+    def stand_alone(self, spec: MemberSpec, not_after_ms: int) -> None:
+        """The only member is `spec`: new, or the listed one, which begins a new epoch, has its vote, and stores."""
+        present = self.get(spec.id)
+        if present is None:
+            self._insert(spec, not_after_ms, joined=1)
+            return
+        self._sessions.expire(spec.id, present.epoch + 1, "cluster recover")
+        mode = present.mode if present.mode in ("active", "standby") else "active"
+        self._state.db.execute(
+            "UPDATE members SET epoch = ?, joined = 1, mode = ?, home_mode = ?, acked_below = 0 WHERE id = ?",
+            (present.epoch + 1, mode, mode, spec.id))
 
     # --- leaves --------------------------------------------------------------------------------------------------
     def _known(self, member: str) -> MemberRow:
@@ -220,14 +241,15 @@ class Members:
         if not 1 <= len(members) <= MAX_MEMBERS:
             raise Refuse(Code.INVALID, f"a cluster has 1 to {MAX_MEMBERS} members, not {len(members)}")
         for spec in members:
-            _check_spec(spec)
+            check_spec(spec)
         for what in ("id", "name", "fingerprint"):
             values = [getattr(spec, what) for spec in members]
             if len(set(values)) != len(values):
                 raise Refuse(Code.INVALID, f"two members have the same {what}")
 
 
-def _check_spec(spec: MemberSpec) -> None:
+def check_spec(spec: MemberSpec) -> None:
+    """Refuses what no member can be."""
     if not 1 <= len(spec.id.encode("utf-8", "replace")) <= MAX_MEMBER_ID_BYTES or user_name_problem(spec.name):
         raise Refuse(Code.INVALID, f"a member needs an id of at most {MAX_MEMBER_ID_BYTES} bytes and a name of 1 to "
                                    "64 printable characters without slash or colon")

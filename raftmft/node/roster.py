@@ -33,7 +33,7 @@ INTRODUCTION = "roster"
 """The kind of control message that carries an introduction."""
 MOST_INTRODUCED = 2 * MAX_MEMBERS
 _CHANGES = (c.Bootstrap, c.MemberAdmit, c.MemberReady, c.MemberSet, c.MemberRemove, c.CertAdd, c.CertRetire,
-            c.CertRevoke, c.ConfigSet)
+            c.CertRevoke, c.ConfigSet, c.Refound)
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,15 +79,20 @@ def open_state(data_dir: DataDir, journal: Journal, snapshots: SnapshotFolder) -
     path = str(data_dir.state)
     if data_dir.clean_mark.exists() and data_dir.state.exists():
         check_format(path)  # before the mark is used up: without it the file would be discarded at the next start
-    if not data_dir.take_clean_mark():
+    if not data_dir.take_clean_mark() or not data_dir.state.exists():
         if data_dir.state.exists():
             log.info("the last stop was not clean; the state is made again from the journal")
+        elif snapshots.held:
+            log.warning("%s is missing; the state is made again from the journal", path)
         discard(path)
-        _restore(path, journal, snapshots)
+        restore_newest(path, journal, snapshots)
     return ReplicatedState(Machine(path, encode_outcome=encode_outcome, decode_outcome=decode_outcome))
 
 
-def _restore(path: str, journal: Journal, snapshots: SnapshotFolder) -> None:
+def restore_newest(path: str, journal: Journal, snapshots: SnapshotFolder) -> None:
+    """The state at `path` begins with the newest sound snapshot from which the journal goes on; without one there is no
+    file.
+    """
     for snapshot in reversed(snapshots.held):
         if snapshot.index < journal.base_index:
             break

@@ -24,7 +24,6 @@ from raftmft.raft.transport import Outbox
 
 patches.install()
 
-NO_OP = b"\x01"
 LEADER, CANDIDATE, FOLLOWER = _RAFT_STATE.LEADER, _RAFT_STATE.CANDIDATE, _RAFT_STATE.FOLLOWER
 
 

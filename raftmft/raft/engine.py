@@ -21,7 +21,7 @@ from dataclasses import replace
 from pysyncobj.node import Node
 
 from raftmft.raft import patches
-from raftmft.raft.base import CANDIDATE, FOLLOWER, LEADER, NO_OP
+from raftmft.raft.base import CANDIDATE, FOLLOWER, LEADER
 from raftmft.raft.elections import Elections
 from raftmft.raft.messages import (
     MAX_BATCH_BYTES,
@@ -290,4 +290,4 @@ class Engine(Elections):
             progress.heartbeat()
 
 
-__all__ = ["CANDIDATE", "FOLLOWER", "LEADER", "NO_OP", "Engine"]
+__all__ = ["CANDIDATE", "FOLLOWER", "LEADER", "Engine"]

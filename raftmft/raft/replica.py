@@ -14,7 +14,6 @@ sync, and the engine counts the leader's copy only after it. Only entries that a
 from __future__ import annotations
 
 import logging
-import struct
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
@@ -26,7 +25,7 @@ from raftmft.core.commands import Envelope
 from raftmft.core.errors import CorruptFile
 from raftmft.core.machine import Entry
 from raftmft.core.outcome import Code, Outcome, Rejection
-from raftmft.raft import configuration, patches
+from raftmft.raft import patches, stamped
 from raftmft.raft.compaction import Compaction, SnapshotPoint, StateMachine
 from raftmft.raft.configuration import Configuration
 from raftmft.raft.engine import CANDIDATE, LEADER, Engine
@@ -35,7 +34,6 @@ from raftmft.raft.messages import MAX_BATCH_BYTES, MAX_BATCH_COUNT, Forward, For
 from raftmft.raft.proposals import Proposal, ProposalTable
 from raftmft.raft.timing import Timing
 from raftmft.raft.transport import Outgoing
-from raftmft.wire.commands import decode_envelope
 from raftmft.wire.frames import FrameError
 from raftmft.wire.loglines import fields
 
@@ -49,7 +47,6 @@ MAX_UNCOMMITTED_BYTES = 32 << 20
 APPLY_SLICE_S = 0.005
 MIN_APPLY, MAX_APPLY = 16, 1024
 """Entries in one batch for the state machine; fitted to APPLY_SLICE_S between these bounds."""
-_STAMPED = struct.Struct(">BQ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +247,7 @@ class Replica:
         if not self.table.has_queued() or self._uncommitted_bytes >= MAX_UNCOMMITTED_BYTES:
             return
         index, size = self.journal.last_index, 0
-        head = _STAMPED.pack(0, max(0, self._wall_ms()))
+        head = stamped.head(self._wall_ms())
         entries: list[LogEntry] = []
         placed: dict[str, list[tuple[int, int]]] = {}
         for item in self.table.drain(MAX_TICK_COUNT, MAX_TICK_BYTES):
@@ -345,17 +342,15 @@ class Replica:
         outcomes: dict[int, Outcome] = {}
         newer_than = self.machine.applied
         for command, index, _ in log:
-            if index <= newer_than or command == b"\x01" or command[:1] == configuration.KIND:
+            if index <= newer_than or not stamped.is_for_machine(command):
                 continue
             try:
-                kind, stamp_ms = _STAMPED.unpack_from(command)
-                if kind != 0:
-                    raise FrameError("unknown kind of entry")
+                stamp_ms = stamped.stamp_of(command)
                 # What this member encoded itself need not be decoded again, if that is what was committed here.
                 own = self._own.pop(index, None)
-                envelope = own[1] if own is not None and own[0] is command else decode_envelope(command[9:])
+                envelope = own[1] if own is not None and own[0] is command else stamped.envelope_of(command)
                 entries.append(Entry(index, stamp_ms, envelope))
-            except (FrameError, struct.error) as error:
+            except FrameError as error:
                 # The same bytes give the same rejection on every member.
                 outcomes[index] = Outcome(index, rejection=Rejection(Code.INVALID, f"not a command: {error}"))
         if entries:

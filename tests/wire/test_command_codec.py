@@ -57,6 +57,7 @@ FULL: dict[type[c.Command], c.Command] = {type(x): x for x in (
     c.MemberAdmit("t", "k", SPEC, 5), c.MemberReady("m"),
     c.MemberSet("m", "h", 1, None, 3, "active", 4, "a"), c.MemberRemove("m", "a"), c.KeyRotate("b", "k", b"h", b"c", 7),
     c.TokenCreate("t", "active", 5, "a"), c.CertAdd("m", "f", 5), c.CertRetire("m", "f"), c.CertRevoke("f", "a"),
+    c.Refound("restore", SPEC, 5, "id", "k", "ssh-ed25519 A", b"h", b"c"),
     c.ConfigSet("k", "v", "a"), c.BanAdd("::/0", 5, "r", "a"), c.BanRemove("::/0", "a"), c.SessionKill(5, "a"),
     c.AdminTokenAdd("n", "r", "h", "a"), c.AdminTokenRemove("n", "a"))}
 
