@@ -29,6 +29,8 @@ COMMANDS = {
     "file": ("raftmft.cli.file", "file", "Show where a file's chunks are."),
     "config": ("raftmft.cli.config", "config", "Show and set cluster-wide options."),
     "audit": ("raftmft.cli.audit", "audit", "Ask who transferred what."),
+    "backup": ("raftmft.cli.backup", "backup", "Back up the replicated state, and check a backup."),
+    "restore": ("raftmft.cli.restore", "restore", "Make a new cluster of one out of a backup."),
     "recover": ("raftmft.cli.recover", "recover", "Go on with one member when a majority is lost for good."),
     "key": ("raftmft.cli.key", "key", "Export the cluster key, for disaster recovery."),
     "admin-token": ("raftmft.cli.admin_token", "admin_token", "Manage tokens for the admin API."),

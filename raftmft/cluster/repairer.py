@@ -99,6 +99,7 @@ class Repairer:
         self._damaged: dict[bytes, None] = {}
         self._limit = trio.CapacityLimiter(FETCHES_MAX)
         self._wake = trio.Event()
+        self._stayed = 0
         self.repaired = 0
         self.caught_up = False
         """Whether a pass since the start has come through to what was applied when it began."""
@@ -117,6 +118,11 @@ class Repairer:
     def missing(self) -> int:
         """How many chunks this member should hold and found no one to give, when it last looked."""
         return sum(self._owed.values()) + len(self._damaged)
+
+    @property
+    def given_up(self) -> int:
+        """How many of `missing` were looked for in two passes or more, and nobody had them."""
+        return min(self._stayed, self.missing)
 
     def kick(self) -> None:
         """Something was published, or a member came back: look soon."""
@@ -162,7 +168,7 @@ class Repairer:
 
         Cancelled, the marker stays where it was.
         """
-        placement = self._placement()
+        placement, before = self._placement(), self.missing
         if placement != self._walked:
             self._position, self._walked = 0, placement
             self._owed.clear()
@@ -182,6 +188,7 @@ class Repairer:
         # Should the placement have changed during the pass, its early part is not worth a marker.
         if self._placement() == placement and (through, placement) != (self._marker.index, self._marker.placement):
             await trio.to_thread.run_sync(self._marker.move, through, placement)
+        self._stayed = min(before, self.missing)
         self.caught_up = self.caught_up or self._position >= horizon
 
     async def _settle(self, index: int, published: list[Published]) -> None:

@@ -10,6 +10,7 @@ from starlette.applications import Starlette
 from raftmft.cluster.certificates import fingerprint_of_pem
 from raftmft.node.api import build
 from raftmft.node.api_audit import AuditApi
+from raftmft.node.api_backups import BackupsApi
 from raftmft.node.api_bans import BansApi
 from raftmft.node.api_certs import CertsApi
 from raftmft.node.api_config import ConfigApi
@@ -43,6 +44,7 @@ def admin_app(node: Node) -> Starlette:
         *FilesApi(state, epoch, lambda: _placing(node), node.holders.who_holds, node.fetcher.read).operations(),
         *AuditApi(state, epoch).operations(),
         *TokensApi(state, epoch).operations(),
+        *BackupsApi(state, epoch, node.snapshotter, node.snapshots).operations(),
         *JoiningApi(epoch, node.seed.cluster_id, fingerprint_of_pem(node.data_dir.certificates.authority.read_bytes()),
                     node.view.members, node.keys.present).operations(),
     ]

@@ -379,7 +379,9 @@ class Node:
             return "no quorum"
         if not self.workers.live:
             return "no session worker runs yet"
-        if self.replica.can_apply() or self.repairer.missing or not self.repairer.caught_up:
+        # What no member has, although all are here, is not waited for: status tells of it, and the rest is served.
+        lost = self.repairer.given_up if set(self.view.states().values()) <= {"alive"} else 0
+        if self.replica.can_apply() or self.repairer.missing > lost or not self.repairer.caught_up:
             return "this node still fetches what it missed"
         return None
 

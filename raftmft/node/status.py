@@ -42,7 +42,9 @@ def describe(facts: Facts) -> dict[str, Any]:
     reasons = [f"member {m.name} is dead" for m in dead]
     reasons += [f"member {m.name} is suspect" for m in facts.members if facts.states.get(m.id) == "suspect"]
     if missing:
-        reasons.append(f"{missing} chunks are still to be copied")
+        all_here = len(reasons) == 0
+        reasons.append(f"{missing} chunks are still to be copied"
+                       + (", and no member gave them yet: raftmft file show tells which files" if all_here else ""))
     verdict = "degraded" if reasons else "ok"
     if not facts.has_quorum or facts.leader is None:
         verdict = "no-quorum"

@@ -17,6 +17,7 @@ import logging
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -38,6 +39,8 @@ LEVEL = 1
 KEPT = 2
 _HEAD = struct.Struct("<16sI")
 _FOOTER = struct.Struct("<QIII")
+HEAD_BYTES = _HEAD.size
+"""Where the first block begins."""
 _ID_BYTES = 32
 _PERSON = b"raftmft snapshot"
 
@@ -111,7 +114,7 @@ class SnapshotFolder:
                 os.unlink(full)
                 continue
             try:
-                self.held.append(_read(full))
+                self.held.append(read_file(full))
             except (FrameError, OSError) as error:
                 logger.warning("the snapshot %s is not used: %s", full, error)
 
@@ -143,21 +146,7 @@ class SnapshotFolder:
         """Writes the state that it holds to the new file `target`; not synced. For a thread. CorruptFile, OSError: then
         there is no such file.
         """
-        name = self.name(snapshot)
-        try:
-            with open(name, "rb") as source, open(target, "wb") as out:
-                source.seek(_HEAD.size)
-                for size, block in snapshot.blocks:
-                    data = source.read(size)
-                    if digest(data) != block:
-                        raise CorruptFile(f"{name} is damaged at byte {source.tell() - size}; nothing was changed")
-                    out.write(_inflated(name, data))
-                if out.tell() != snapshot.raw_bytes:
-                    raise CorruptFile(f"{name} holds {out.tell()} bytes and says {snapshot.raw_bytes}")
-        except BaseException:
-            if os.path.exists(target):
-                os.unlink(target)
-            raise
+        unpack_to(self.name(snapshot), snapshot, target)
 
     def find(self, wanted: bytes) -> bytes | None:
         """The header with this root or the block with this id, unverified; None if it is not here. Blocks shortly."""
@@ -238,7 +227,7 @@ class SnapshotWriter:
         for size, block in self._blocks:
             if digest(file.read(size)) != block:
                 raise CorruptFile(f"{self._path} does not read as it was written: look after this disk")
-        if _read(self._path) != snapshot:
+        if read_file(self._path) != snapshot:
             raise CorruptFile(f"{self._path} does not read as it was written: look after this disk")
         os.rename(self._path, self._folder.name(snapshot))
         folder = os.open(os.path.dirname(os.path.abspath(self._path)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -251,7 +240,31 @@ class SnapshotWriter:
         return snapshot
 
 
-def _read(path: str) -> Snapshot:
+def unpack_to(name: str, snapshot: Snapshot, target: str) -> None:
+    """As SnapshotFolder.restore, of the snapshot file `name`."""
+    try:
+        with open(name, "rb") as source, open(target, "wb") as out:
+            for block in blocks_of(source, name, snapshot):
+                out.write(_inflated(name, block))
+            if out.tell() != snapshot.raw_bytes:
+                raise CorruptFile(f"{name} holds {out.tell()} bytes and says {snapshot.raw_bytes}")
+    except BaseException:
+        if os.path.exists(target):
+            os.unlink(target)
+        raise
+
+
+def blocks_of(source: BinaryIO, name: str, snapshot: Snapshot) -> Iterator[bytes]:
+    """The blocks of a snapshot file, in order, each checked. CorruptFile, OSError."""
+    source.seek(_HEAD.size)
+    for size, block in snapshot.blocks:
+        data = source.read(size)
+        if digest(data) != block:
+            raise CorruptFile(f"{name} is damaged at byte {source.tell() - len(data)}; nothing was changed")
+        yield data
+
+
+def read_file(path: str) -> Snapshot:
     """The header of a snapshot file. CorruptFile: another version's; FrameError: damaged."""
     with open(path, "rb") as file:
         head = file.read(_HEAD.size)

@@ -61,6 +61,7 @@ class Snapshotter:
         self._driver, self._folder, self._machine = driver, folder, machine
         self._scratch, self._fetch = scratch, fetch
         self._threads = trio.CapacityLimiter(1)
+        self._making = trio.Lock()
 
     async def run(self) -> None:
         """Until cancelled; a thread under way is waited for, and leaves nothing half done."""
@@ -77,7 +78,10 @@ class Snapshotter:
     # --- making ----------------------------------------------------------------------------------------------------
     async def make(self) -> Snapshot | None:
         """Makes a snapshot of the present state, whether it is due or not; None (and a line in the log) if it fails."""
-        path = f"{self._scratch}.copy"
+        async with self._making:
+            return await self._make(f"{self._scratch}.copy")
+
+    async def _make(self, path: str) -> Snapshot | None:
         try:
             index = await self._in_thread(partial(self._machine.copy_to, path))
             point = self._driver.compaction.point(index)
@@ -95,6 +99,10 @@ class Snapshotter:
 
     # --- installing ------------------------------------------------------------------------------------------------
     async def _install(self, member: str, offer: SnapshotOffer) -> None:
+        async with self._making:  # a backup may be in the making: one at a time
+            await self._install_now(member, offer)
+
+    async def _install_now(self, member: str, offer: SnapshotOffer) -> None:
         path = f"{self._scratch}.incoming"
         logger.info("the leader %s has no log any more for this member: fetching its snapshot of entry %d", member,
                     offer.index, extra=fields(member=member, index=offer.index))

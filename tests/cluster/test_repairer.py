@@ -206,6 +206,18 @@ async def test_what_is_missing_is_tried_again_without_being_asked(tmp_path, nurs
     await until(lambda: world.repairer.missing == 0)
 
 
+async def test_what_two_passes_did_not_find_is_given_up_until_somebody_has_it(world):
+    [lost] = world.publish_small()
+    data = world.remote.pop(lost)
+    await world.repairer.look(world.applied)
+    assert (world.repairer.missing, world.repairer.given_up) == (1, 0), "one pass may have come too early"
+    await world.repairer.look(world.applied)
+    assert (world.repairer.missing, world.repairer.given_up) == (1, 1)
+    world.remote[lost] = data
+    await world.repairer.look(world.applied)
+    assert (world.repairer.missing, world.repairer.given_up) == (0, 0)
+
+
 async def test_a_damaged_copy_is_replaced(world):
     [chunk_id] = world.publish_small()
     await world.repairer.look(world.applied)
