@@ -1,7 +1,9 @@
 """How two members greet each other: TCP, mutual TLS, then Hello and Welcome. Both halves stand here side by side.
 
 Who the peer is, is decided by its certificate's fingerprint in the *directory* (fingerprint -> member id, from Raft),
-never by what it says: a Hello must only not contradict it.
+never by what it says: a Hello must only not contradict it. A certificate that is not there may be one that a listed one
+vouches for (succession.py): the peer renewed it while this member was away. That opens control links; once one stands,
+the rest is learned over it.
 """
 
 from __future__ import annotations
@@ -9,14 +11,17 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
+from raftmft.cluster.certificates import CertificateFiles, client_context, server_context
+from raftmft.cluster.succession import chain_of
 from raftmft.cluster.tls import TlsStream
 from raftmft.core.errors import RaftmftError
 from raftmft.wire import frames, peer
 from raftmft.wire.frames import FrameError
+from raftmft.wire.peer import Chain
 
 HANDSHAKE_TIMEOUT_S = 5.0
 DIAL_TIMEOUT_S = 2.0
@@ -26,6 +31,16 @@ BULK_BUFFER_BYTES, BULK_USER_TIMEOUT_S = 1 << 20, 20.0
 
 Directory = Callable[[], Mapping[str, str]]
 """The present members: certificate fingerprint -> member id."""
+
+Judge = Callable[[str, bytes, Chain], str]
+"""Asked of (member, a certificate that the directory lacks, its chain): "" if the directory lists it as that member's
+from now on, else why not.
+"""
+
+
+def nobody_else(member: str, certificate: bytes, chain: Chain) -> str:
+    """The Judge that believes the directory alone."""
+    return "none that is listed here vouches for it"
 
 
 class PeerRefused(RaftmftError):
@@ -40,12 +55,22 @@ class PeerUnreachable(RaftmftError):
 
 @dataclass(frozen=True, slots=True)
 class Self:
-    """Who we are on every peer link: our member id, our cluster's id, our two TLS contexts."""
+    """Who we are on every peer link: our member id, our cluster's id, our two TLS contexts, what vouches for our
+    certificate; and who judges what vouches for others'.
+    """
 
     member: str
     cluster_id: str
     server: ssl.SSLContext
     client: ssl.SSLContext
+    chain: Callable[[], Chain] = field(default=tuple)
+    judge: Judge = nobody_else
+
+    @classmethod
+    def load(cls, member: str, cluster_id: str, files: CertificateFiles, judge: Judge) -> Self:
+        """From a member's files. The chain is read when it is needed: it changes as the certificate does."""
+        return cls(member, cluster_id, server_context(files), client_context(files),
+                   lambda: chain_of(files.certificate.read_bytes()), judge)
 
 
 async def dial(me: Self, member: str, address: tuple[str, int], channel: str, directory: Directory,
@@ -61,13 +86,14 @@ async def dial(me: Self, member: str, address: tuple[str, int], channel: str, di
             stream = TlsStream(_take_socket(connection), me.client, server_side=False)
             await stream.handshake(timeout_s)
             known = directory().get(stream.peer_fingerprint())
-            if known != member:
-                raise PeerRefused(f"{address[0]}:{address[1]} is not {member}: its certificate is "
-                                  f"{'that of ' + known if known else 'not listed'}; check the member's address")
-            await stream.send_all(peer.encode_hello(peer.Hello(peer.VERSION, me.cluster_id, channel, me.member)))
-            welcome = peer.decode_welcome(await _read_greeting(stream))
-            if welcome.refusal:
-                raise PeerRefused(f"{member} refused the link: {welcome.refusal}")
+            who = f"{address[0]}:{address[1]} is not {member}: its certificate is"
+            if known is None and channel == peer.CONTROL:
+                welcome = await _say_hello(me, stream, peer.LINEAGE, member)
+                if objection := me.judge(member, stream.peer_certificate(), welcome.chain):
+                    raise PeerRefused(f"{who} not listed: {objection}")
+            elif known != member:
+                raise PeerRefused(f"{who} {f'that of {known}' if known else 'not listed'}; check the member's address")
+            await _say_hello(me, stream, channel, member)
             _suit(stream, channel)
         opened, stream = stream, None
         return opened
@@ -88,13 +114,39 @@ async def answer(me: Self, stream: TlsStream, directory: Directory) -> tuple[str
     PeerRefused (the peer was told why) or trio.BrokenResourceError or FrameError otherwise: close the stream.
     """
     await stream.handshake(HANDSHAKE_TIMEOUT_S)
+    member, hello = await _identify(me, stream, directory)
+    if hello.channel == peer.LINEAGE:  # it does not list us; if our chain does not convince it, it closes
+        await stream.send_all(peer.encode_welcome(peer.Welcome(peer.VERSION, me.member, chain=me.chain())))
+        member, hello = await _identify(me, stream, directory)
+        if hello.channel == peer.LINEAGE:
+            raise FrameError("asked twice who we are")
+    await stream.send_all(peer.encode_welcome(peer.Welcome(peer.VERSION, me.member)))
+    _suit(stream, hello.channel)
+    return member, hello.channel
+
+
+async def _say_hello(me: Self, stream: TlsStream, channel: str, member: str) -> peer.Welcome:
+    chain = () if channel == peer.BULK else me.chain()
+    await stream.send_all(peer.encode_hello(peer.Hello(peer.VERSION, me.cluster_id, channel, me.member, chain)))
+    welcome = peer.decode_welcome(await _read_greeting(stream))
+    if welcome.refusal:
+        raise PeerRefused(f"{member} refused the link: {welcome.refusal}")
+    return welcome
+
+
+async def _identify(me: Self, stream: TlsStream, directory: Directory) -> tuple[str, peer.Hello]:
+    """Who dialled us, and the Hello that it said."""
+    hello = peer.decode_hello(await _read_greeting(stream))
     member = directory().get(stream.peer_fingerprint())
     if member is None:
-        await _refuse(me, stream, "your certificate is not listed in this cluster, as far as this member knows: if it "
-                                  "was revoked, or the member removed, let this host join again, into a new data "
-                                  "directory")
-        raise PeerRefused(f"an unlisted certificate ({stream.peer_fingerprint()[:16]}...) knocked")
-    hello = peer.decode_hello(await _read_greeting(stream))
+        objection = nobody_else(hello.member, b"", ()) if hello.channel == peer.BULK else (
+            me.judge(hello.member, stream.peer_certificate(), hello.chain))
+        if objection:
+            await _refuse(me, stream, "your certificate is not listed in this cluster, as far as this member knows: "
+                                      "if it was revoked, or the member removed, let this host join again, into a new "
+                                      "data directory")
+            raise PeerRefused(f"an unlisted certificate ({stream.peer_fingerprint()[:16]}...) knocked: {objection}")
+        member = hello.member
     problem = None
     if hello.version != peer.VERSION:
         problem = f"peer protocol {hello.version} is not spoken here, only {peer.VERSION}: run the same version"
@@ -105,9 +157,7 @@ async def answer(me: Self, stream: TlsStream, directory: Directory) -> tuple[str
     if problem:
         await _refuse(me, stream, problem)
         raise PeerRefused(f"{member}: {problem}")
-    await stream.send_all(peer.encode_welcome(peer.Welcome(peer.VERSION, me.member)))
-    _suit(stream, hello.channel)
-    return member, hello.channel
+    return member, hello
 
 
 async def _refuse(me: Self, stream: TlsStream, text: str) -> None:

@@ -30,7 +30,7 @@ from raftmft import __version__
 from raftmft.cluster import hello
 from raftmft.cluster.bulk import BulkPool
 from raftmft.cluster.bulk_server import BulkServer
-from raftmft.cluster.certificates import CLUSTER_KEY_SIZE, client_context, load_member, server_context
+from raftmft.cluster.certificates import CLUSTER_KEY_SIZE, load_member
 from raftmft.cluster.fetcher import Fetcher
 from raftmft.cluster.gossip import Gossip
 from raftmft.cluster.holdings import Holdings
@@ -142,8 +142,8 @@ class Node:
     def _make_links(self) -> None:
         files = self.data_dir.certificates
         nobodys_key = secrets.token_bytes(CLUSTER_KEY_SIZE)  # until ClusterKeys tells the one in force, below
-        me = hello.Self(self.me, self.seed.cluster_id, server_context(files), client_context(files))
-        self.roster = Roster(self.seed, self.state, self._members_changed)
+        self.roster = Roster(self.seed, self.state, self._members_changed, now_ms)
+        me = hello.Self.load(self.me, self.seed.cluster_id, files, self.roster.endorsed)
         self.view = ClusterView(self.seed, self.state, self.driver, self.roster)
         self.gossip = Gossip(self.me, (self.settings.listen, self.settings.gossip_port), nobodys_key,
                              self.roster.gossip_addresses)
@@ -183,8 +183,8 @@ class Node:
         self.epoch = Epoch(self.driver, self.me)
         self.admitting = Admitting(self.state, self.epoch, self.data_dir.certificates,
                                    self.keys.present, now_ms)
-        self.renewal = Renewal(self.me, self.data_dir.certificates, self.state, self.epoch, self.keys.authority_key,
-                               self.contexts, now_ms)
+        self.renewal = Renewal(self.seed.cluster_id, self.me, self.data_dir.certificates, self.state, self.epoch,
+                               self.keys.authority_key, self.contexts, now_ms)
         self.address = Address(self.settings, self.roster, self.epoch)
         self.logins = Logins(self.state, self.epoch, self.me)
         self.chunks = Chunks(self.me, self.storage, self.replicator, self.fetcher, self.repairer, self.view.storing,

@@ -2,7 +2,8 @@
 
 Every member can sign for itself, since the authority's key is sealed with the cluster key; that a signature alone lets
 nobody in (only what is listed is believed) makes that safe. A renewal is committed before the new pair is used, and the
-old certificate is retired after: at every moment this member has one that is listed.
+old certificate is retired after: at every moment this member has one that is listed. To who is away meanwhile the old
+key vouches for the new one (cluster/succession.py); that of an expired one would convince nobody.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 import ssl
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import trio
 
@@ -26,6 +28,7 @@ from raftmft.cluster.certificates import (
 )
 from raftmft.cluster.joining import ask_to_join
 from raftmft.cluster.renewing import is_due, prepare, take, utc
+from raftmft.cluster.succession import succeed
 from raftmft.core.commands import CertAdd, CertRetire
 from raftmft.core.errors import NotApplied, OutcomeUnknown, RaftmftError
 from raftmft.node.epoch import Epoch
@@ -46,10 +49,10 @@ class Renewal:
     use, which take the new pair for their next handshakes.
     """
 
-    def __init__(self, me: str, files: CertificateFiles, state: ReplicatedState, epoch: Epoch,
+    def __init__(self, cluster_id: str, me: str, files: CertificateFiles, state: ReplicatedState, epoch: Epoch,
                  authority_key: Callable[[], bytes], contexts: Sequence[ssl.SSLContext],
                  clock_ms: Callable[[], int]) -> None:
-        self._me, self._files, self._state, self._epoch = me, files, state, epoch
+        self._cluster_id, self._me, self._files, self._state, self._epoch = cluster_id, me, files, state, epoch
         self._authority_key, self._contexts, self._clock_ms = authority_key, contexts, clock_ms
         self._one_at_a_time = trio.Lock()
 
@@ -116,7 +119,10 @@ class Renewal:
         """
         async with self._one_at_a_time:
             authority = Issued(self._files.authority.read_bytes(), self._authority_key())
-            issued = issue_member(authority, self._me, now=utc(self._clock_ms()))
+            now = utc(self._clock_ms())
+            issued = issue_member(authority, self._me, now=now)
+            issued = replace(issued, certificate=succeed(
+                load_member(self._files), issued.certificate, self._cluster_id, self._me, now))
             await trio.to_thread.run_sync(prepare, self._files, issued)
             await self._add(issued.certificate, issued.fingerprint)
             await trio.to_thread.run_sync(take, self._files)

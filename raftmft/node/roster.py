@@ -6,18 +6,24 @@ only later. So what others tell is believed for *contact*, until the own state h
 
 - the seed, while the own state does not list this member itself (it was admitted after what is applied here);
 - *introductions*: each peer says on a fresh link whom it lists and as of which Raft index. They count while that index
-  is beyond the own, and only add: nobody is cut off by hearsay.
+  is beyond the own, and only add: nobody is cut off by hearsay;
+- *endorsements* (cluster/succession.py): a certificate that is not listed here counts as that of the member whose
+  listed one vouches for it, as long as that one is listed and the own state does not know better.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgpack
 
+from raftmft.cluster.certificates import fingerprint as fingerprint_of
+from raftmft.cluster.renewing import utc
+from raftmft.cluster.succession import objection
 from raftmft.core import commands as c
+from raftmft.core.certificates import LISTED
 from raftmft.core.commands import MemberSpec
 from raftmft.core.machine import Entry
 from raftmft.core.members import MAX_MEMBERS, MemberRow
@@ -26,6 +32,7 @@ from raftmft.node.datadir import Seed
 from raftmft.node.state import ReplicatedState
 from raftmft.wire.frames import FrameError, unpack
 from raftmft.wire.loglines import fields
+from raftmft.wire.peer import Chain
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +59,11 @@ class Roster:
     or went; it must not block.
     """
 
-    def __init__(self, seed: Seed, state: ReplicatedState, on_change: Callable[[set[str]], None]) -> None:
-        self._seed, self._state, self._on_change = seed, state, on_change
+    def __init__(self, seed: Seed, state: ReplicatedState, on_change: Callable[[set[str]], None],
+                 clock_ms: Callable[[], int]) -> None:
+        self._seed, self._state, self._on_change, self._clock_ms = seed, state, on_change, clock_ms
         self._introduced: tuple[int, tuple[Contact, ...]] = (0, ())
+        self._endorsed: dict[str, tuple[bytes, Chain]] = {}
         self._rows: tuple[MemberRow, ...] | None = None
         self._contacts = self._gather()
         state.subscribe(self._applied)
@@ -110,14 +119,40 @@ class Roster:
         self._introduced = (index, contacts)
         self._changed()
 
+    def endorsed(self, member: str, certificate: bytes, chain: Chain) -> str:
+        """A peer shows a certificate (DER) that the directory lacks, as that of `member`. "": it is in the directory
+        from now on, in place of one that was there by the same right. Else why not, in one line.
+        """
+        why_not = self._objection(member, certificate, chain, self._told())
+        if why_not:
+            return why_not
+        log.info("member %s shows a certificate that is not listed here yet; the one that is listed vouches for it",
+                 member, extra=fields(member=member))
+        self._endorsed[member] = certificate, chain
+        self._changed()
+        return ""
+
     # --- within ---------------------------------------------------------------------------------------
+    def _objection(self, member: str, certificate: bytes, chain: Chain, told: dict[str, Contact]) -> str:
+        machine = self._state.machine
+
+        def standing(fingerprint: str) -> bool | None:
+            row = machine.certificates.get(fingerprint)
+            if row is not None:
+                return row.state == LISTED and row.member == member and machine.members.get(member) is not None
+            contact = told.get(fingerprint)
+            return None if contact is None else contact.member == member
+
+        return objection(self._seed.cluster_id, member, certificate, chain, standing, utc(self._clock_ms()))
+
     def _listed(self) -> list[Contact]:
         certificates = self._state.machine.certificates.listed()
         rows = {row.id: row for row in self._state.machine.members.list()}
         return [Contact(fingerprint, member, rows[member].host, rows[member].peer_port, rows[member].gossip_port)
                 for fingerprint, member in certificates.items() if member in rows]
 
-    def _gather(self) -> dict[str, Contact]:
+    def _told(self) -> dict[str, Contact]:
+        """By fingerprint: what is agreed, and what was told."""
         known: dict[str, Contact] = {}
         if self.mine() is None or not self._state.machine.is_bootstrapped:
             known |= {m.fingerprint: Contact(m.fingerprint, m.id, m.host, m.peer_port, m.gossip_port)
@@ -126,6 +161,17 @@ class Roster:
             known |= {contact.fingerprint: contact for contact in self._introduced[1]}
         for contact in self._listed():  # last: what is agreed overrides what is told
             known[contact.fingerprint] = contact
+        return known
+
+    def _gather(self) -> dict[str, Contact]:
+        known = self._told()
+        found = {contact.member: contact for contact in known.values()}
+        for member, (certificate, chain) in list(self._endorsed.items()):
+            fingerprint = fingerprint_of(certificate)
+            if fingerprint in known or self._objection(member, certificate, chain, known):
+                del self._endorsed[member]
+            else:
+                known[fingerprint] = replace(found[member], fingerprint=fingerprint)
         return known
 
     def _applied(self, entries: Sequence[Entry], _: Sequence[Outcome]) -> None:

@@ -1,7 +1,9 @@
 """What members say to each other on a peer link, inside mutual TLS. Sans-IO: values to bytes and back, strictly.
 
 Every connection opens with a Hello from the dialler and a Welcome in answer, each one frame of wire/frames.py of at
-most HELLO_LIMIT bytes. Then the channel decides:
+most HELLO_LIMIT bytes. A dialler that does not list the other's certificate says its first Hello for the channel
+*lineage*: the Welcome to that carries the chain of endorsements (cluster/succession.py), and if that convinces, a Hello
+for what it came for follows, once. Then the channel decides:
 
 - *control*: frames of wire/frames.py, each `[kind, body]`: kind a short text, body bytes that the kind's owner decodes.
   The kinds PING, ASK and ANSWER are the link's own (heartbeats; a request and its reply).
@@ -25,7 +27,9 @@ from raftmft.wire import frames
 from raftmft.wire.frames import MAX_FRAME, FrameError
 
 VERSION = 1
-HELLO_LIMIT = 1 << 10
+HELLO_LIMIT = 16 << 10
+MOST_ENDORSEMENTS, CERTIFICATE_LIMIT, SIGNATURE_LIMIT = 8, 1 << 10, 128
+"""Eight renewals within the life of a certificate may be missed; usual is one. A certificate of ours has 500 bytes."""
 CONTROL_LIMIT = MAX_FRAME
 BULK_BODY_LIMIT = CHUNK_SIZE
 BULK_HEADER_LIMIT = 64 << 10
@@ -34,30 +38,40 @@ KIND_LIMIT = 16
 TEXT_LIMIT = 400
 SEQ_LIMIT = 1 << 63
 
-CONTROL, BULK = "control", "bulk"
+CONTROL, BULK, LINEAGE = "control", "bulk", "lineage"
 PING, ASK, ANSWER = "ping", "ask", "answer"
 OK, FAILED, BUSY = "ok", "failed", "busy"
 
 BULK_PREFIX = struct.Struct(">II")
 
 
+Chain = tuple[tuple[bytes, bytes], ...]
+"""What vouches for a certificate, the oldest first: each one before it (DER), and its key's signature on the next."""
+
+
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The dialler's first words: its protocol version, the cluster it means, the channel it wants, who it is."""
+    """The dialler's first words: its protocol version, the cluster it means, the channel it wants, who it is, and what
+    vouches for its certificate.
+    """
 
     version: int
     cluster_id: str
     channel: str
     member: str
+    chain: Chain = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The answer to a Hello. `refusal` is "" when the link may begin, else one line that says why not."""
+    """The answer to a Hello. `refusal` is "" when the link may begin, else one line that says why not. On LINEAGE it
+    has the answerer's chain.
+    """
 
     version: int
     member: str
     refusal: str = ""
+    chain: Chain = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,29 +112,30 @@ _BULK_CODES: dict[type, int] = {Put: 1, Ack: 2, Get: 3, Found: 4}
 def encode_hello(hello: Hello) -> bytes:
     """The frame of a Hello."""
     return frames.encode({"raftmft": hello.version, "cluster": hello.cluster_id, "channel": hello.channel,
-                          "member": hello.member})
+                          "member": hello.member, "chain": hello.chain})
 
 
 def decode_hello(value: Any) -> Hello:
     """A Hello of any version (the version's check comes first, so that a newer member gets a readable refusal)."""
-    fields = _fields(value, "raftmft", "cluster", "channel", "member")
+    fields = _fields(value, "raftmft", "cluster", "channel", "member", "chain")
     hello = Hello(_number(fields["raftmft"]), _text(fields["cluster"], NAME_LIMIT),
-                  _text(fields["channel"], NAME_LIMIT), _text(fields["member"], NAME_LIMIT))
-    if hello.channel not in (CONTROL, BULK):
+                  _text(fields["channel"], NAME_LIMIT), _text(fields["member"], NAME_LIMIT), _chain(fields["chain"]))
+    if hello.channel not in (CONTROL, BULK, LINEAGE):
         raise FrameError("a hello for an unknown channel")
     return hello
 
 
 def encode_welcome(welcome: Welcome) -> bytes:
     """The frame of a Welcome; the refusal is cut to TEXT_LIMIT."""
-    return frames.encode({"raftmft": welcome.version, "member": welcome.member, "refusal": _cut(welcome.refusal)})
+    return frames.encode({"raftmft": welcome.version, "member": welcome.member, "refusal": _cut(welcome.refusal),
+                          "chain": welcome.chain})
 
 
 def decode_welcome(value: Any) -> Welcome:
     """A Welcome."""
-    fields = _fields(value, "raftmft", "member", "refusal")
+    fields = _fields(value, "raftmft", "member", "refusal", "chain")
     return Welcome(_number(fields["raftmft"]), _text(fields["member"], NAME_LIMIT),
-                   _text(fields["refusal"], TEXT_LIMIT * 4, empty=True))
+                   _text(fields["refusal"], TEXT_LIMIT * 4, empty=True), _chain(fields["chain"]))
 
 
 def encode_control(kind: str, body: bytes | bytearray | memoryview) -> bytes:
@@ -221,6 +236,16 @@ def _text(value: Any, limit: int, *, empty: bool = False) -> str:
     if type(value) is not str or len(value) > limit or not (value or empty):
         raise FrameError("a text that is none, empty or too long")
     return value
+
+
+def _chain(value: Any) -> Chain:
+    if type(value) is not list or len(value) > MOST_ENDORSEMENTS:
+        raise FrameError("a chain that is none, or too long")
+    for link in value:
+        if type(link) is not list or len(link) != 2 or not all(type(part) is bytes for part in link) or (
+                len(link[0]) > CERTIFICATE_LIMIT or len(link[1]) > SIGNATURE_LIMIT):
+            raise FrameError("a chain with a malformed endorsement")
+    return tuple((certificate, signature) for certificate, signature in value)
 
 
 def _chunk_id(value: Any) -> bytes:

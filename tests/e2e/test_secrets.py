@@ -11,6 +11,7 @@ import socket
 import stat
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,19 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from raftmft.cluster import hello
-from raftmft.cluster.certificates import client_context, fingerprint_of_pem, server_context, unseal
+from raftmft.cluster.certificates import (
+    CertificateFiles,
+    Issued,
+    fingerprint_of_pem,
+    issue_member,
+    load_member,
+    unseal,
+    write_member_files,
+)
 from raftmft.cluster.hello import PeerRefused, Self
 from raftmft.cluster.keyring import FIRST, KeyRing
 from raftmft.cluster.relay import PrefaceGuard
+from raftmft.cluster.succession import succeed
 from raftmft.core.membership import Kind, Message
 from raftmft.node.datadir import DataDir
 from raftmft.node.genesis import AUTHORITY_KEY, HOST_KEY
@@ -88,10 +98,21 @@ class Thief:
                     sock.sendto(reply, self._address(name, "gossip"))
         return False
 
-    def link(self, name: str) -> str:
+    def successor(self) -> CertificateFiles:
+        """Another certificate: signed with the authority's key, and vouched for by the stolen one."""
+        files, folder = self.data_dir.certificates, self.data_dir.path / "successor"
+        authority = Issued(files.authority.read_bytes(),
+                           unseal(self.key, AUTHORITY_KEY, bytes.fromhex(self.seed.sealed_ca_key)))
+        made = issue_member(authority, self.seed.me)
+        chained = succeed(load_member(files), made.certificate, self.seed.cluster_id, self.seed.me, datetime.now(UTC))
+        folder.mkdir(exist_ok=True)
+        written = CertificateFiles(*(folder / path.name for path in (files.authority, files.certificate, files.key)))
+        write_member_files(written, authority.certificate, Issued(chained, made.key))
+        return written
+
+    def link(self, name: str, files: CertificateFiles | None = None) -> str:
         """Why a control link is refused; "" if it is opened."""
-        files = self.data_dir.certificates
-        me = Self(self.seed.me, self.seed.cluster_id, server_context(files), client_context(files))
+        me = Self.load(self.seed.me, self.seed.cluster_id, files or self.data_dir.certificates, hello.nobody_else)
         theirs = fingerprint_of_pem((self.cluster.folder / name / "keys" / "node.crt").read_bytes())
 
         async def dial() -> str:
@@ -169,6 +190,7 @@ def test_a_stolen_host_can_do_nothing_and_no_secret_is_on_disk(four: Cluster, tm
 
     # Until it is removed, what was stolen works: so the refusals below are for the removal.
     assert thief.is_relayed(stay[0]) and thief.is_gossiped_with(stay[0], ANSWER_S) and thief.link(stay[0]) == ""
+    assert thief.link(stay[0], thief.successor()) == "", "as good as the listed one that vouches for it"
     four.run("member", "remove", stolen, "--force", node=stay[0])
     rings = [DataDir(four.folder / name).cluster_key for name in stay]
 
@@ -181,6 +203,7 @@ def test_a_stolen_host_can_do_nothing_and_no_secret_is_on_disk(four: Cluster, tm
         assert not thief.is_relayed(name), "the old key's preface"
         assert not thief.is_gossiped_with(name, SILENCE_S), "the old key's datagram"
         assert "not listed" in thief.link(name), "the removed member's certificate"
+        assert "not listed" in thief.link(name, thief.successor()), "one that it vouches for"
     four.sftp(stay[1], f"get a {tmp_path}/a")
     new = {key.key for ring in rings for key in KeyRing.load(ring).keys()}
     four.stop()

@@ -15,6 +15,7 @@ from raftmft.cluster import certificates as certs
 from raftmft.cluster.hello import Self
 from raftmft.cluster.joining import JoinDoor
 from raftmft.cluster.listener import PeerListener, open_port
+from raftmft.cluster.succession import chain_of, objection
 from raftmft.core import commands as c
 from raftmft.core.errors import RaftmftError
 from raftmft.core.machine import Entry
@@ -74,8 +75,8 @@ class World:
         await self.epoch.value(c.Bootstrap("files", CLUSTER, specs, "ssh-ed25519 AAAA", b"host", sealed))
 
     def renewal(self) -> Renewal:
-        return Renewal("b", self.files["b"], self.state, self.epoch, lambda: self.authority.key,  # type: ignore[arg-type]
-                       self.contexts, now_ms)
+        return Renewal(CLUSTER, "b", self.files["b"], self.state, self.epoch,  # type: ignore[arg-type]
+                       lambda: self.authority.key, self.contexts, now_ms)
 
     def listed(self) -> set[str]:
         return {f for f, member in self.state.machine.certificates.listed().items() if member == "b"}
@@ -110,6 +111,8 @@ async def test_a_certificate_that_is_due_is_renewed_and_the_old_one_retired(tmp_
         nursery.cancel_scope.cancel()
     used = certs.load_member(world.files["b"])
     assert world.listed() == {used.fingerprint} and certs.expires_at(used.certificate) > NOW + timedelta(days=89)
+    assert objection(CLUSTER, "b", certs.der_of_pem(used.certificate), chain_of(used.certificate),
+                     {old: True}.get, NOW) == "", "the old one vouches for it to who was away"
 
 
 async def test_one_that_is_not_due_stays_and_its_end_is_told(tmp_path: Path) -> None:
@@ -148,6 +151,9 @@ async def test_an_expired_one_is_renewed_through_the_door(tmp_path: Path) -> Non
             await renewal.run_expired(CLUSTER, lambda: [address])
     used = certs.load_member(world.files["b"])
     assert used.fingerprint in world.listed() and not renewal.warn_if_expired()
+    assert chain_of(used.certificate) == (), "an expired one vouches for nobody"
+    await renewal.renew()
+    assert len(chain_of(certs.load_member(world.files["b"]).certificate)) == 1
 
 
 @pytest.mark.parametrize("how", ["revoked", "removed", "another key", "unlisted", "another member"])

@@ -13,6 +13,7 @@ from raftmft.wire.frames import FrameError
 names = st.text(min_size=1, max_size=40)
 seqs = st.integers(0, peer.SEQ_LIMIT - 1)
 ids = st.binary(min_size=32, max_size=32)
+chains = st.lists(st.tuples(st.binary(max_size=60), st.binary(max_size=60)), max_size=peer.MOST_ENDORSEMENTS).map(tuple)
 plain = st.recursive(st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.binary() | st.text(),
                      lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
                      max_leaves=12)
@@ -23,10 +24,30 @@ def one(frame: bytes):
     return value
 
 
-@given(st.integers(0, 1 << 31), names, st.sampled_from([peer.CONTROL, peer.BULK]), names)
-def test_hello_survives(version, cluster, channel, member):
-    hello = peer.Hello(version, cluster, channel, member)
+@given(st.integers(0, 1 << 31), names, st.sampled_from([peer.CONTROL, peer.BULK, peer.LINEAGE]), names, chains)
+def test_hello_survives(version, cluster, channel, member, chain):
+    hello = peer.Hello(version, cluster, channel, member, chain)
     assert peer.decode_hello(one(peer.encode_hello(hello))) == hello
+    welcome = peer.Welcome(version, member, chain=chain)
+    assert peer.decode_welcome(one(peer.encode_welcome(welcome))) == welcome
+
+
+def test_the_longest_greetings_fit_in_their_limit():
+    longest = "\U0001f512" * peer.NAME_LIMIT
+    chain = ((b"c" * peer.CERTIFICATE_LIMIT, b"s" * peer.SIGNATURE_LIMIT),) * peer.MOST_ENDORSEMENTS
+    assert len(peer.encode_hello(peer.Hello(1, longest, peer.CONTROL, longest, chain))) <= peer.HELLO_LIMIT
+    refused = peer.Welcome(1, longest, "\U0001f512" * 2 * peer.TEXT_LIMIT, chain)
+    assert len(peer.encode_welcome(refused)) <= peer.HELLO_LIMIT
+
+
+@pytest.mark.parametrize("chain", [
+    None, b"", [None], [[]], [[b"c"]], [[b"c", b"s", b"x"]], [[b"c", "s"]], ["cs"], {b"c": b"s"}, [[b"c", b"s"]] * 9,
+    [[b"c" * (peer.CERTIFICATE_LIMIT + 1), b"s"]], [[b"c", b"s" * (peer.SIGNATURE_LIMIT + 1)]]])
+def test_wrong_chains(chain):
+    with pytest.raises(FrameError):
+        peer.decode_hello({"raftmft": 1, "cluster": "c", "channel": "control", "member": "m", "chain": chain})
+    with pytest.raises(FrameError):
+        peer.decode_welcome({"raftmft": 1, "member": "m", "refusal": "", "chain": chain})
 
 
 @given(st.integers(0, 1 << 31), names, st.text(max_size=2000))
