@@ -183,9 +183,9 @@ class Member:
 class Handle:
     """The parent's side of one member process."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, script: str = __file__) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--member", str(path)],
+            [sys.executable, script, "--member", str(path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -201,6 +201,44 @@ class Handle:
         if not line:
             raise SystemExit(f"a member ended with {self.process.wait()}")
         return json.loads(line)
+
+
+def three_members(folder: Path, script: str = __file__) -> list[Handle]:
+    """Three members, as `script` runs them, with a leader, their epochs and a user each. `stop` them."""
+    ports = free_ports(12)
+    first = [
+        FirstMember(
+            folder / f"n{n}",
+            Settings(
+                name=f"n{n}",
+                advertise="127.0.0.1",
+                sftp_port=ports.pop(),
+                peer_port=ports.pop(),
+                gossip_port=ports.pop(),
+                admin_port=ports.pop(),
+            ),
+        )
+        for n in range(3)
+    ]
+    make_cluster("bench", first)
+    members = [Handle(m.data_dir, script) for m in first]
+    try:
+        wait(lambda: any(m.ask("look")["role"] == "leader" for m in members))
+        for member in sorted(members, key=lambda m: m.ask("look")["role"] != "leader"):
+            member.ask("prepare")
+    except BaseException:
+        stop(members)
+        raise
+    return members
+
+
+def stop(members: list[Handle]) -> None:
+    """Ends the processes, and returns when they are gone."""
+    for member in members:
+        assert member.process.stdin
+        member.process.stdin.close()
+    for member in members:
+        member.process.wait(10)
 
 
 def wait(condition: Any) -> Any:
@@ -228,26 +266,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="raftmft-commit-", dir=options.dir))
     members: list[Handle] = []
     try:
-        ports = free_ports(12)
-        first = [
-            FirstMember(
-                folder / f"n{n}",
-                Settings(
-                    name=f"n{n}",
-                    advertise="127.0.0.1",
-                    sftp_port=ports.pop(),
-                    peer_port=ports.pop(),
-                    gossip_port=ports.pop(),
-                    admin_port=ports.pop(),
-                ),
-            )
-            for n in range(3)
-        ]
-        make_cluster("bench", first)
-        members = [Handle(m.data_dir) for m in first]
-        wait(lambda: any(m.ask("look")["role"] == "leader" for m in members))
-        for member in sorted(members, key=lambda m: m.ask("look")["role"] != "leader"):
-            member.ask("prepare")
+        members += three_members(folder)
         rows = []
         print(
             f"{'kind':8}{'from':10}{'proposers':>10}{'commits/s':>11}{'p50 ms':>9}{'p99 ms':>9}{'CPU ms/1k':>11}",
@@ -285,11 +304,7 @@ def main() -> None:
         if len(digests) != 1:
             raise SystemExit(1)
     finally:
-        for member in members:
-            assert member.process.stdin
-            member.process.stdin.close()
-        for member in members:
-            member.process.wait(10)
+        stop(members)
         shutil.rmtree(folder, ignore_errors=True)
 
 
