@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--proposers", type=int, nargs="*", default=[1, 16, 128, 1000])
     parser.add_argument("--role", choices=("leader", "follower"), default="leader")
-    parser.add_argument("--check-perf", nargs="?", const="l", default=None, help="s, m, l or xl: 150 to 15,000 a second")
+    parser.add_argument("--check-perf", nargs="?", const="l", default=None, help="s, m, l or xl: 150 to 15,000/s")
     parser.add_argument("--dir", default=None, help="where both keep their files (a real disk)")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="raftmft-etcd-", dir=options.dir))

@@ -1,4 +1,4 @@
-"""The client process of commit_etcd.py and reads.py: HTTP/1.1 with keep-alive over plain TCP, and as little else as Python needs.
+"""The client process of commit_etcd.py and reads.py: HTTP/1.1 with keep-alive over plain TCP, and little else.
 
 Usage: http_client.py '{"address": [host, port], "path": "/put", "body": "...", "connections": N, "seconds": S}'. Each
 connection is one proposer (or reader): it sends the request, waits for the whole answer, and sends it again. The same

@@ -27,6 +27,7 @@ from raftmft.raft.journal import Batch
 from raftmft.raft.messages import MAX_PAYLOAD_BYTES
 from raftmft.raft.proposals import Proposal, Stage
 from raftmft.raft.replica import RaftStatus, Replica
+from raftmft.raft.syncing import SyncThread
 from raftmft.raft.transport import Outgoing
 from raftmft.wire.commands import encode_envelope
 from raftmft.wire.frames import FrameError
@@ -47,7 +48,6 @@ class RaftDriver:
     def __init__(self, replica: Replica, send: Callable[[str, bytes], bool]) -> None:
         self._replica, self._send = replica, send
         self._wake, self._apply_wake, self._barrier_wake = trio.Event(), trio.Event(), trio.Event()
-        self._sync_limiter = trio.CapacityLimiter(1)
         self._fatal: BaseException | None = None
         self._stopped = self._syncing = False
         self._barriers = Barriers()
@@ -56,17 +56,19 @@ class RaftDriver:
         """Serves until cancelled, or raises what stopped it. A sync under way is finished first. Then the journal is
         closed, and every open proposal has ended: as NotApplied if it never left this member's queue, else unknown.
         """
+        thread = SyncThread()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._expire)
                 nursery.start_soon(self._apply_beside_sync)
-                nursery.start_soon(self._beat_beside_sync)
+                nursery.start_soon(self._keep_time)
                 nursery.start_soon(self._run_barriers)
                 task_status.started()
-                await self._rounds()
+                await self._rounds(thread)
                 nursery.cancel_scope.cancel()
         finally:
             self._stopped = True
+            thread.close()
             try:
                 self._replica.close()
             except Exception as error:  # the journal's last write failed: nothing was promised with it
@@ -171,15 +173,10 @@ class RaftDriver:
         return waiter.index
 
     # --- the loop ----------------------------------------------------------------------------------------------------
-    async def _rounds(self) -> None:
+    async def _rounds(self, thread: SyncThread) -> None:
         replica = self._replica
-        tick_s = replica.engine.timing.tick_s
         while True:
-            if self._wake.is_set():
-                await trio.lowlevel.checkpoint()
-            else:
-                with trio.move_on_after(tick_s):
-                    await self._wake.wait()
+            await self._wake.wait()
             self._wake = trio.Event()
             self._guard(replica.tick)
             if self._fatal is not None:
@@ -189,7 +186,7 @@ class RaftDriver:
             if work.batch is not None:
                 if replica.can_apply():
                     self._apply_wake.set()
-                await self._sync(work.batch)
+                await self._sync(thread, work.batch)
                 if self._fatal is not None:
                     return
             self._release(work.late)
@@ -198,12 +195,12 @@ class RaftDriver:
             if replica.wants_tick() or replica.can_apply():
                 self._wake.set()
 
-    async def _sync(self, batch: Batch) -> None:
+    async def _sync(self, thread: SyncThread, batch: Batch) -> None:
         # Shielded: a batch that was taken must reach the disk, or the journal is of no more use.
         self._syncing = True
         with trio.CancelScope(shield=True):
             try:
-                await trio.to_thread.run_sync(self._replica.persist, batch, limiter=self._sync_limiter)
+                await thread.run(partial(self._replica.persist, batch))
             except Exception as error:
                 self._stop(error)
                 return
@@ -225,12 +222,14 @@ class RaftDriver:
                 self._guard(self._replica.apply)
                 await trio.lowlevel.checkpoint()
 
-    async def _beat_beside_sync(self) -> None:
-        """While a sync takes longer than a tick, keeps up what needs no disk."""
+    async def _keep_time(self) -> None:
+        """A round every tick; while a sync takes longer than that, keeps up what needs no disk."""
         tick_s = self._replica.engine.timing.tick_s
         while True:
             await trio.sleep(tick_s)
-            if self._syncing and self._fatal is None:
+            if not self._syncing:
+                self._wake.set()
+            elif self._fatal is None:
                 self._guard(self._beat)
 
     def _beat(self) -> None:

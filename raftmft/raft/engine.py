@@ -46,6 +46,8 @@ class Engine(Elections):
     _verified = (0, 0)
     """(term, index): how far its leader's messages have shown this log to be the leader's."""
     _alive_at = float("-inf")
+    _answered = (0, 0, float("-inf"))
+    """(term, index, when) of the last acknowledgement that an append message got."""
 
     # --- messages --------------------------------------------------------------------------------------------------
     def receive(self, member: str, message: Message) -> bool:
@@ -103,8 +105,15 @@ class Engine(Elections):
             self._verified = (term, verified)
         if min(message.commit_index, verified) > self.commit_index():
             self._set_commit(min(message.commit_index, verified))
-        self.outbox.late(node.id, AppendReply(term, True, prev, verified + 1))
+        if message.entries or self._owes_answer(term, verified):
+            self._answered = (term, verified, patches.monotonic())
+            self.outbox.late(node.id, AppendReply(term, True, prev, verified + 1))
         return True
+
+    def _owes_answer(self, term: int, verified: int) -> bool:
+        """Whether a message without entries is to be answered: not if all it could say was said a moment ago."""
+        said_term, said, at = self._answered
+        return (said_term, said) < (term, verified) or patches.monotonic() - at > self.timing.heartbeat_s / 2
 
     def _heard(self, node: Node) -> None:
         """The leader of this term spoke."""
@@ -226,8 +235,10 @@ class Engine(Elections):
     def _SyncObj__sendAppendEntries(self) -> None:
         self._replicate(heartbeat=True)
 
-    def _replicate(self, heartbeat: bool) -> None:
-        """Sends every reachable follower what it lacks; a heartbeat also when it lacks nothing."""
+    def _replicate(self, heartbeat: bool, tell_commit: bool = False) -> None:
+        """Sends every reachable follower what it lacks; if that is but the commit index, only with `tell_commit` or if
+        it waits for it. A heartbeat also when it lacks nothing.
+        """
         if heartbeat:
             self._SyncObj__newAppendEntriesTime = patches.monotonic() + self.timing.heartbeat_s
         shared: dict[int, AppendEntries] = {}
@@ -237,9 +248,10 @@ class Engine(Elections):
                 continue
             if heartbeat:
                 progress.heartbeat()
-            self._send_to(node, progress, shared, heartbeat)
+            self._send_to(node, progress, shared, heartbeat, tell_commit)
 
-    def _send_to(self, node: Node, progress: Progress, shared: dict[int, AppendEntries], heartbeat: bool) -> None:
+    def _send_to(self, node: Node, progress: Progress, shared: dict[int, AppendEntries], heartbeat: bool,
+                 tell_commit: bool = False) -> None:
         journal = self.journal
         if progress.next <= journal.base_index:
             if heartbeat and self.offer is not None:
@@ -248,7 +260,8 @@ class Engine(Elections):
         last, commit, told = journal.last_index, self.commit_index(), False
         while not told or (progress.next <= last and progress.may_send()):
             entries_too = progress.next <= last and progress.may_send()
-            if not entries_too and not heartbeat and progress.commit_told >= commit:
+            if not entries_too and not heartbeat and (
+                    progress.commit_told >= (commit if tell_commit else min(commit, progress.awaits))):
                 return
             key = progress.next if entries_too else -progress.next
             message = shared.get(key)
@@ -285,6 +298,7 @@ class Engine(Elections):
             self._on_uncertain(None)
 
     def _link_changed(self, node: Node) -> None:
+        self._answered = (0, 0, float("-inf"))  # what was said may not have arrived
         if progress := self.progress.get(node.id):
             progress.lost()
             progress.heartbeat()

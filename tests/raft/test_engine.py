@@ -149,9 +149,44 @@ def test_late_and_repeated_appends_change_nothing(bench: Bench, stock: dict[str,
     assert stock["a duplicate truncates"] and stock["a stale heartbeat truncates"]
     bench.tell("a", AppendEntries(1, 1, 1, 0, NO_OPS))
     for late in ([], NO_OPS[:5], NO_OPS[:9], NO_OPS):
+        bench.now += 0.06  # a message without entries is answered again once the last answer is not fresh
         ((_, reply),) = bench.tell("a", AppendEntries(1, 1, 1, 0, late))
         assert bench.replica.journal.last_index == 11
         assert reply == AppendReply(1, True, 1, 2 + len(late)), "it acknowledges what this message verified, no more"
+
+
+def test_what_was_said_a_moment_ago_is_not_said_again_but_after_a_new_link_or_in_a_new_term(bench: Bench) -> None:
+    """A follower need not answer the mere news of a commit: that is a message and a round there for each commit."""
+    def news(term: int) -> AppendEntries:
+        return AppendEntries(term, 8, 11, 1, [])
+
+    bench.tell("a", AppendEntries(1, 1, 1, 0, NO_OPS))
+    assert bench.tell("a", news(1)) == [] and bench.engine.commit_index() == 8
+    bench.replica.disconnected("a")
+    bench.replica.connected("a")
+    answer = ("a", AppendReply(1, True, 11, 12))
+    assert bench.tell("a", news(1)) == [answer], "the acknowledgement may be lost"
+    assert bench.tell("a", news(1)) == []
+    bench.now += 0.06
+    assert bench.tell("a", news(1)) == [answer], "and so may this one: the leader's contact must stay fresh"
+    assert bench.tell("c", news(2)) == [("c", AppendReply(2, True, 11, 12))], "a new leader was told nothing"
+
+
+def test_only_who_waits_for_a_commit_is_told_of_it_at_once(bench: Bench) -> None:
+    bench.lead()
+    bench.tick(0.04)
+    while not bench.tick():
+        pass  # until a heartbeat left: the next one is five ticks away
+    payload = encode_envelope(Envelope(NoOp()))
+    bench.tell("c", Forward(bench.engine.term(), 1, [(1, payload)]))
+    bench.tick()
+    last, term = bench.replica.journal.last_index, bench.engine.term()
+    bench.tell("a", AppendReply(term, True, last - 1, last + 1))
+    told = bench.tick()
+    assert bench.engine.commit_index() == last
+    assert [(member, type(m), m.commit_index) for member, m in told] == [("c", AppendEntries, last)]
+    told = bench.tick()
+    assert [(member, m.commit_index) for member, m in told] == [("a", last)], "the other one a tick later"
 
 
 def test_only_a_real_conflict_truncates_and_only_from_there(bench: Bench) -> None:
