@@ -11,6 +11,7 @@ ALLOWED_SKIPS: tuple[str, ...] = (
     "lftp is missing",
     "needs root for network namespaces",
     "needs root to mount a small disk",
+    "needs root for loop-mounted disks",
     "needs root to give a directory away",
     "this machine has no IPv6",
 )

@@ -1,0 +1,190 @@
+"""A real node process that also takes orders, several at once: one JSON line each on standard input, one line of answer
+on its output.
+
+For benches that ask what a whole node does, with its workers, repair and links; run as `realnode.py DATA_DIR`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import trio
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from raftmft.core import commands as c
+from raftmft.core.manifest import Manifest
+from raftmft.node import process
+from raftmft.node.app import Node
+from raftmft.node.link import value_of
+from raftmft.raft import compaction, journal
+
+CHUNK = b"every file of the bench has this one chunk\n" * 95
+
+
+class OrderedNode(Node):
+    """A node whose `run` also serves orders."""
+
+    async def run(self) -> None:
+        """As Node.run."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._serve_orders)
+            await super().run()
+            nursery.cancel_scope.cancel()
+
+    async def _serve_orders(self) -> None:
+        async def obey(order: dict[str, Any]) -> None:
+            do = order.pop("do")
+            print(json.dumps([do, await getattr(self, f"do_{do}")(**order)]), flush=True)
+
+        lines, buffer = trio.lowlevel.FdStream(os.dup(0)), b""
+        async with trio.open_nursery() as nursery:
+            while data := await lines.receive_some(65536):
+                *whole, buffer = (buffer + data).split(b"\n")
+                for line in whole:
+                    nursery.start_soon(obey, json.loads(line))
+
+    async def do_look(self) -> dict[str, Any]:
+        """Where Raft is, what the log and this process take, and whether clients are served."""
+        status = self.driver.status()
+        memory = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return {"role": status.role, "term": status.term, "applied": status.applied_index,
+                "commit": status.commit_index, "ready": self.epoch.begun.is_set() and bool(self.workers.live),
+                "log_mb": self.replica.journal.size_bytes / 1e6,
+                "rss_mb": int(memory["VmRSS"].split()[0]) / 1e3, "peak_mb": int(memory["VmHWM"].split()[0]) / 1e3,
+                "wal_mb": _size(f"{self.data_dir.state}-wal") / 1e6, "state_mb": _size(str(self.data_dir.state)) / 1e6,
+                "missing": self.repairer.missing}
+
+    async def do_forget_peak(self) -> dict[str, Any]:
+        """Counts the peak of memory anew."""
+        Path("/proc/self/clear_refs").write_text("5")
+        return {}
+
+    async def do_digest(self) -> str:
+        """The state's digest."""
+        return await trio.to_thread.run_sync(self.state.machine.digest)
+
+    async def do_bound(self, keep_bytes: int, segment_bytes: int) -> dict[str, Any]:
+        """Has less log kept than by default, so that a follower needs a snapshot soon."""
+        compaction.KEEP_BYTES, journal.SEGMENT_BYTES = keep_bytes, segment_bytes
+        return {}
+
+    async def do_snapshot(self) -> dict[str, Any]:
+        """Makes a snapshot."""
+        begun = time.monotonic()
+        made = await self.snapshotter.make()
+        assert made is not None
+        return {"seconds": time.monotonic() - begun, "begun": begun, "mb": made.size_bytes / 1e6, "index": made.index}
+
+    async def do_publish(self, proposers: int, pause_s: float) -> list[tuple[float, float]]:
+        """Each proposer publishes, pauses, and so on, until `hush`: (when it ended, how long the Publish took) of each.
+
+        A publish that fails counts with the time that it took.
+        """
+        me, epoch = self.me, self.epoch.number
+        credential = self.state.machine.users.get("demo").credential
+        login = c.Login(me, epoch, "demo", "127.0.0.1:1", "bench", credential)
+        session = value_of(await self.epoch.execute(login))["session"]
+        took: list[tuple[float, float]] = []
+        self.hushed = trio.Event()
+        chunk_id = await self._chunk()
+
+        async def one(number: int) -> None:
+            count = 0
+            await trio.sleep(pause_s * number / proposers)
+            while not self.hushed.is_set():
+                count += 1
+                path = (f"{me[:6]}-{number}-{count % 500}".encode(),)
+                begun = time.monotonic()
+                try:
+                    upload = value_of(await self.epoch.execute(c.BeginUpload(session, path, truncate=True)))
+                    begun = time.monotonic()
+                    manifest = Manifest(len(CHUNK), 0, chunk_id)
+                    value_of(await self.epoch.execute(
+                        c.Publish(session, upload["upload"], manifest, upload["placement"], "00" * 32)))
+                finally:
+                    took.append((time.monotonic(), time.monotonic() - begun))
+                await trio.sleep(pause_s)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(proposers):
+                nursery.start_soon(one, number)
+        value_of(await self.epoch.execute(c.Logout(session)))
+        return took
+
+    async def do_hush(self) -> dict[str, Any]:
+        """Ends `publish`."""
+        self.hushed.set()
+        return {}
+
+    async def _chunk(self) -> bytes:
+        ((_, _, manifest),) = self.state.machine.namespace.manifests_since(0, 1)
+        return bytes(manifest.ids)
+
+
+class Handle:
+    """The parent's side of one node process."""
+
+    def __init__(self, path: Path) -> None:
+        with open(path.with_suffix(".log"), "ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, __file__, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                text=True, bufsize=1)
+        self.path = path
+        self._answers: dict[str, Any] = {}
+
+    def order(self, do: str, **rest: Any) -> None:
+        """An order whose answer is read later; one of a kind at a time."""
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps({"do": do, **rest}) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self, do: str) -> Any:
+        """The answer to the order of this kind."""
+        assert self.process.stdout
+        while do not in self._answers:
+            line = self.process.stdout.readline()
+            if not line:
+                raise SystemExit(f"the node of {self.path} ended with {self.process.wait()}: "
+                                 f"{self.path.with_suffix('.log').read_text()[-2000:]}")
+            done, answer = json.loads(line)
+            self._answers[done] = answer
+        return self._answers.pop(do)
+
+    def ask(self, do: str, **rest: Any) -> Any:
+        """One order and its answer."""
+        self.order(do, **rest)
+        return self.answer(do)
+
+    def end(self, *, kill: bool = False) -> None:
+        """Ends it, cleanly or not."""
+        self.process.kill() if kill else self.process.terminate()
+        self.process.wait(60)
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe:
+                pipe.close()
+
+
+def prefer(nice: int) -> None:
+    """Has this process and those that it starts go before others, or after, as far as a Linux that shares itself among
+    sessions first (sched(7), autogroup) is concerned. Negative: needs root.
+    """
+    with suppress(PermissionError):  # started by hand, it leads its group and stays in its session
+        os.setsid()
+    os.nice(nice)
+    Path("/proc/self/autogroup").write_text(str(nice))
+
+
+def _size(path: str) -> int:
+    return os.path.getsize(path) if os.path.exists(path) else 0
+
+
+if __name__ == "__main__":
+    process.Node = OrderedNode  # type: ignore[misc]
+    raise SystemExit(process.run_node(sys.argv[1], 0))

@@ -1,0 +1,41 @@
+"""Benches must not rot: each runs for a moment and gives figures. What they say is not looked at here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+
+def run(*words: str) -> list[str]:
+    """The lines of JSON that a bench prints."""
+    done = subprocess.run([sys.executable, *words], cwd=CHECKOUT, capture_output=True, timeout=240, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.splitlines()
+
+
+def test_commit(tmp_path: Path) -> None:
+    words = "bench/commit.py", "--seconds", "0.2", "--proposers", "4", "--dir", str(tmp_path)
+    (line,) = run(*words)
+    told = json.loads(line)
+    assert told["digests_equal"] and [row["kind"] for row in told["rows"][::2]] == ["noop", "command", "publish"]
+    assert all(row["per_s"] > 0 for row in told["rows"])
+
+
+def test_raft_inproc() -> None:
+    assert all(json.loads(line)["per_s"] > 0 for line in run("bench/raft_inproc.py", "0.1"))
+
+
+def test_snapshots(tmp_path: Path) -> None:
+    (line,) = run("bench/snapshots.py", "--files", "3000", "--rounds", "1", "--seconds", "0.5", "--replay", "200",
+                  "--dir", str(tmp_path))
+    rows = json.loads(line)["rows"]
+    assert {row["kind"] for row in rows} >= {"quiet", "one snapshot", "all snapshots", "install", "start, clean",
+                                             "start, killed"}
+    assert next(row for row in rows if row["kind"] == "install")["installed"] == 1
