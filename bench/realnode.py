@@ -56,7 +56,7 @@ class OrderedNode(Node):
         memory = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return {"role": status.role, "term": status.term, "applied": status.applied_index,
                 "commit": status.commit_index, "ready": self.epoch.begun.is_set() and bool(self.workers.live),
-                "log_mb": self.replica.journal.size_bytes / 1e6,
+                "base": self.replica.journal.base_index, "log_mb": self.replica.journal.size_bytes / 1e6,
                 "rss_mb": int(memory["VmRSS"].split()[0]) / 1e3, "peak_mb": int(memory["VmHWM"].split()[0]) / 1e3,
                 "wal_mb": _size(f"{self.data_dir.state}-wal") / 1e6, "state_mb": _size(str(self.data_dir.state)) / 1e6,
                 "missing": self.repairer.missing}

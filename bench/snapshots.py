@@ -134,6 +134,8 @@ def wait(what: str, condition: Callable[[], Any], limit_s: float = 120) -> Any:
 def figures(took: Took, begun: float, ended: float) -> dict[str, Any]:
     """Of the commits that were under way or ended in the span: latencies, and the longest time without one."""
     within = [(at, span) for at, span in took if at >= begun and at - span <= ended]
+    if not within:
+        return {"commits": 0}
     ordered = sorted(span for _, span in within)
     ends = sorted(at for at, _ in within)
     gaps = [after - before for before, after in zip(ends, ends[1:], strict=False)]
@@ -141,6 +143,11 @@ def figures(took: Took, begun: float, ended: float) -> dict[str, Any]:
             "p50_ms": round(1e3 * ordered[len(ordered) // 2], 2),
             "p99_ms": round(1e3 * ordered[int(len(ordered) * 0.99)], 2), "max_ms": round(1e3 * ordered[-1], 1),
             "gap_ms": round(1e3 * max(gaps, default=0), 1)}
+
+
+def _ready(node: Handle) -> dict[str, Any] | None:
+    look: dict[str, Any] = node.ask("look")
+    return look if look["ready"] else None
 
 
 class Bench:
@@ -198,10 +205,11 @@ class Bench:
         """A follower is away until the others have dropped what it lacks, and comes back."""
         away = next(node for node in self.nodes if node is not self.leader)
         others = [node for node in self.nodes if node is not away]
+        end = away.ask("look")["commit"]
         away.end()
         for node in others:
             node.ask("bound", keep_bytes=0, segment_bytes=1 << 16)
-        for _ in range(2):
+        while min(node.ask("look")["base"] for node in others) <= end:
             self._begin_load(others)
             self._end_load(others)
             for node in others:
@@ -210,7 +218,7 @@ class Bench:
         self._begin_load(others)
         begun = time.monotonic()
         back = self.nodes[self.nodes.index(away)] = Handle(away.path)
-        ready = wait("the follower to catch up", lambda: (look := back.ask("look"))["ready"] and look)
+        ready = wait("the follower to catch up", lambda: _ready(back))
         ended = time.monotonic()
         took = self._end_load(others)
         installed = back.path.with_suffix(".log").read_text().count("is installed")
@@ -219,24 +227,26 @@ class Bench:
         wait("its state", lambda: back.ask("look")["applied"] >= self.leader.ask("look")["commit"] - 50)
 
     def starts(self) -> None:
-        """A follower starts after a clean stop, and after SIGKILL with a log of --replay entries beyond its snapshot."""
-        grown = 0
-        for kill in (False, True):
-            node = next(node for node in self.nodes if node is not self.leader)
-            if kill:
-                node.ask("snapshot")
-                at = node.ask("look")["applied"]
-                self.leader.order("publish", proposers=64, pause_s=0)
-                wait("a log to apply", lambda: self.leader.ask("look")["applied"] - at >= self.options.replay, 600)
-                self.leader.ask("hush")
-                self.leader.answer("publish")
-                grown = wait("the follower", lambda: node.ask("look")["applied"] - at)
-            node.end(kill=kill)
-            begun = time.monotonic()
-            back = self.nodes[self.nodes.index(node)] = Handle(node.path)
-            look = wait("a ready node", lambda: (look := back.ask("look"))["ready"] and look)
-            self.tell("start, killed" if kill else "start, clean", seconds=round(time.monotonic() - begun, 2),
-                      entries=grown, peak_mb=round(look["peak_mb"]))
+        """A follower starts after a clean stop, and after SIGKILL with --replay entries of log beyond its snapshot."""
+        node = next(node for node in self.nodes if node is not self.leader)
+        node.end()
+        node = self._start("start, clean", node, entries=0)
+        node.ask("snapshot")
+        at = node.ask("look")["applied"]
+        self.leader.order("publish", proposers=64, pause_s=0)
+        wait("a log to apply", lambda: self.leader.ask("look")["applied"] - at >= self.options.replay, 900)
+        self.leader.ask("hush")
+        self.leader.answer("publish")
+        wait("the follower", lambda: node.ask("look")["applied"] - at >= self.options.replay)
+        node.end(kill=True)
+        self._start("start, killed", node, entries=self.leader.ask("look")["applied"] - at)
+
+    def _start(self, kind: str, node: Handle, entries: int) -> Handle:
+        begun = time.monotonic()
+        back = self.nodes[self.nodes.index(node)] = Handle(node.path)
+        look = wait("a ready node", lambda: _ready(back))
+        self.tell(kind, seconds=round(time.monotonic() - begun, 2), entries=entries, peak_mb=round(look["peak_mb"]))
+        return back
 
     def check(self) -> None:
         """All three hold the same state."""
