@@ -35,6 +35,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="the first one")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="virtual seconds of each, at least")
     parser.add_argument("--jobs", type=int, default=0, help="processes; by default one a core")
+    parser.add_argument("--quiet", action="store_true", help="calm seeds: hardly a term may pass")
     parser.add_argument("--trace", action="store_true", help="print every event and message of --seed")
     options = parser.parse_args()
     if options.trace:
@@ -43,7 +44,8 @@ def main() -> int:
         return int(bool(report.failure))
     reports: list[Report] = []
     started = shown = time.monotonic()
-    for report in run_many(range(options.seed, options.seed + options.seeds), options.seconds, jobs=options.jobs):
+    for report in run_many(range(options.seed, options.seed + options.seeds), options.seconds, jobs=options.jobs,
+                           calm=options.quiet):
         reports.append(report)
         if report.failure:
             print("\n".join(report.trace[-TRACE_SHOWN:]))
@@ -54,7 +56,7 @@ def main() -> int:
             shown = time.monotonic()
             print(f"{len(reports)} of {options.seeds} seeds held, {shown - started:.0f} s", flush=True)
     print(summary(reports))
-    lacking = [] if options.seeds < 20 else uncovered(reports)
+    lacking = [] if options.seeds < 20 or options.quiet else uncovered(reports)
     for text in lacking:
         print(f"too little was seen: {text}")
     return int(bool(lacking))

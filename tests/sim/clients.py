@@ -30,6 +30,7 @@ class Clients:
         self.history: list[Operation] = []
         self.writes = self.open = 0
         self.stopped = False
+        self._hot = 0
 
     def begin(self) -> None:
         """Makes what the registers need, then lets the clients loose."""
@@ -64,6 +65,10 @@ class Clients:
         return [m for m in cluster.members.values()
                 if m.frontend is not None and (cluster.listed is None or m.name in cluster.listed)]
 
+    def _key(self) -> int:
+        """Any register, or the one that was just written: there a stale read would show."""
+        return self._hot if self.cluster.rng.random() < 0.4 else self.cluster.rng.randrange(KEYS)
+
     def ready_hosts(self) -> list[Member]:
         """Where a client may log in."""
         return [m for m in self._hosts() if m.frontend is not None and m.frontend.is_ready]
@@ -71,14 +76,14 @@ class Clients:
     def burst(self, member: Member) -> None:
         """Many writes at once through one member."""
         for _ in range(self.cluster.rng.randrange(*BURST)):
-            self.write(member, "burst", lambda: None)
+            self.write(member, "burst", lambda _: None)
 
-    def write(self, member: Member, who: str, then: Callable[[], None]) -> None:
-        """One write; `then()` once its end is known."""
+    def write(self, member: Member, who: str, then: Callable[[bool], None]) -> None:
+        """One write; `then(acknowledged)` at its end."""
         cluster = self.cluster
         assert member.frontend is not None
         cluster.proposed += 1
-        number, key, called = cluster.proposed, cluster.rng.randrange(KEYS), cluster.now
+        number, key, called = cluster.proposed, self._key(), cluster.now
         self.writes += 1
         self.open += 1
 
@@ -88,6 +93,7 @@ class Clients:
             returned = NEVER
             if isinstance(result, Outcome) and result.rejection is None:
                 cluster.acknowledged[identity] = result
+                self._hot = key
                 returned = cluster.now
             if isinstance(result, NotApplied) or (isinstance(result, Outcome) and result.rejection is not None):
                 cluster.refused.add(identity)
@@ -95,15 +101,15 @@ class Clients:
                 self.history.append(Operation(key, True, number, called, returned, f"{who}@{member.name}"))
             cluster.note(f"{who}@{member.name} writes {number} to {key}: "
                          f"{result if isinstance(result, Outcome) else type(result).__name__}")
-            then()
+            then(returned != NEVER)
 
         member.frontend.execute(cluster.make_state.write(key, number), done)
 
-    def read(self, member: Member, who: str, then: Callable[[], None]) -> None:
-        """One read behind the barrier; `then()` once it ended."""
+    def read(self, member: Member, who: str, then: Callable[[bool], None]) -> None:
+        """One read behind the barrier; `then(answered)` at its end."""
         cluster = self.cluster
         assert member.frontend is not None
-        key, called = cluster.rng.randrange(KEYS), cluster.now
+        key, called = self._key(), cluster.now
         self.open += 1
 
         def done(value: int | None) -> None:
@@ -111,7 +117,7 @@ class Clients:
             if value is not None:
                 self.history.append(Operation(key, False, value, called, cluster.now, f"{who}@{member.name}"))
             cluster.note(f"{who}@{member.name} reads {key}: {value}")
-            then()
+            then(value is not None)
 
         member.frontend.read(key, done)
 
@@ -136,7 +142,7 @@ class Client:
             return
         hosts = self.clients.ready_hosts()
         if not hosts:
-            self._think()
+            self._think(False)
             return
         if self._host not in hosts or self._host.life != self._life or rng.random() < MOVES:
             self._host = rng.choice(hosts)
@@ -146,5 +152,7 @@ class Client:
         ask = self.clients.write if rng.random() < WRITES else self.clients.read
         ask(self._host, self.name, self._think)
 
-    def _think(self) -> None:
+    def _think(self, served: bool) -> None:
+        if not served:
+            self._host = None  # some other member may do better
         self.cluster.after(self.cluster.rng.expovariate(1 / THINK_S), self.next)

@@ -7,6 +7,8 @@ What must hold in the end stands in checks.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from raftmft.core.commands import CommandId, Envelope, NoOp
 from raftmft.core.errors import NotApplied
 from raftmft.core.machine import Entry
@@ -33,6 +35,8 @@ class Cluster(World):
         super().__init__(seed)
         self.loss, self.repeat, self.skip_barrier = loss, repeat, skip_barrier
         self.late, self.late_by_s = 0.05, 0.4
+        self.is_healed = False
+        self.lateness: Callable[[bytes], float] | None = None
         self.timing, self.make_state = timing or Timing(), machine
         self.founders = [f"n{i}" for i in range(size)]
         self.names = [f"n{i}" for i in range(size + joiners)]
@@ -67,6 +71,8 @@ class Cluster(World):
         for _ in range(2 if self.rng.random() < self.repeat else 1):
             late = self.rng.random() < self.late
             delay = self.rng.uniform(0.01, self.late_by_s) if late else self.rng.uniform(0.0001, 0.002)
+            if self.lateness is not None:
+                delay += self.lateness(body)
             self.after(delay, lambda: self._deliver(source, target, body))
         return True
 
@@ -196,9 +202,11 @@ class Cluster(World):
     # --- the end ----------------------------------------------------------------------------------------------------
     def heal(self) -> None:
         """Ends every trouble, and restarts who is down."""
+        self.is_healed = True
         self.cut.clear()
         self.cut_ways.clear()
         self.loss = self.repeat = self.late = 0.0
+        self.lateness = None
         for member in self.members.values():
             member.paused_until = member.stall_s = 0.0
             member.on_leave = None

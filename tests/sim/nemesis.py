@@ -8,6 +8,7 @@ from collections.abc import Callable
 from tests.sim.clients import Clients
 from tests.sim.cluster import Cluster
 from tests.sim.member import Member
+from tests.sim.old_acks import OldAcks
 from tests.sim.patterns import Patterns
 
 HOUR_MS = 3_600_000
@@ -31,7 +32,7 @@ class Nemesis:
             "wipe": (1.5, self.wipe), "members": (4, self.change_members), "hand over": (1, self.hand_over),
             "clock": (1, self.clock), "expire": (0.7, self.expire),
             "lonely leader": (3, patterns.lonely_leader), "leader hunt": (1.5, patterns.hunt_leaders),
-            "voter hunt": (1.5, patterns.hunt_voters), "old acks": (1.5, patterns.old_acks),
+            "voter hunt": (3, patterns.hunt_voters), "old acks": (3, lambda: OldAcks(patterns).begin()),
         }
         # Swarm testing: some faults are left out, so that the others meet more often.
         kept = [name for name in faults if self.rng.random() < 0.7]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raftmft.raft.messages import AppendReply, Vote, decode
+from raftmft.raft.messages import AppendEntries, RequestVote, Vote, decode
 from raftmft.raft.transport import Outgoing
 from tests.sim.clients import Clients
 from tests.sim.cluster import Cluster
@@ -97,7 +97,7 @@ class Patterns:
             return
         cluster = self.cluster
         if member.frontend is not None and member.frontend.is_ready:
-            self.clients.write(member, "victim", lambda: None)
+            self.clients.write(member, "victim", lambda _: None)
         if self.rng.random() < 0.5:
             ways = self.around(member, self.rng.choice(("in", "both")))
             if self.rng.random() < 0.5:  # one other hears it still
@@ -115,17 +115,30 @@ class Patterns:
             self.restart(member, self.rng.uniform(0.02, 1.5))
 
     def hunt_voters(self) -> bool:
-        """For a while whoever has sent a vote loses power at once, and is soon back, in the same term."""
-        leader = self.cluster.leader()
-        if leader is None:
+        """For a while candidacies and first words of leaders come late, so that rivals stand in one term; and whoever
+        has sent a vote loses power at once, and is soon back, in the same term.
+        """
+        cluster, leader = self.cluster, self.cluster.leader()
+        if leader is None or cluster.lateness is not None:
             return False
-        cluster = self.cluster
         cluster.note("voters are hunted")
         until = cluster.now + HUNT_S
+
+        def lateness(body: bytes) -> float:
+            message = decode(body)
+            if isinstance(message, RequestVote):
+                return self.rng.uniform(0.0, 0.8)
+            return self.rng.uniform(0.3, 1.5) if isinstance(message, AppendEntries) else 0.0
+
+        def over() -> None:
+            cluster.lateness = None
+
+        cluster.lateness = lateness
+        cluster.after(HUNT_S, over)
         for member in cluster.members.values():
             member.on_leave = lambda out, member=member: self._voted(member, out, until)
         leader.crash(power=False)
-        self.restart(leader, HUNT_S / 2)
+        self.restart(leader, self.rng.uniform(0.1, 2.0))
         return True
 
     def _voted(self, member: Member, out: Outgoing, until: float) -> None:
@@ -140,63 +153,3 @@ class Patterns:
                     self.restart(member, self.rng.uniform(0.001, 0.05))
 
             self.cluster.after(0.0, strike)
-
-    def old_acks(self) -> bool:
-        """Acknowledgements of an old term arrive when their receiver leads again, in a newer one, and after the log of
-        their sender was cut back.
-        """
-        cluster, leader = self.cluster, self.cluster.leader()
-        if leader is None or leader.replica is None or leader.frontend is None or not leader.frontend.is_ready:
-            return False
-        others = [m for m in cluster.members.values() if m.replica is not None and m is not leader]
-        if len(others) < 2:
-            return False
-        friend = self.rng.choice(others)
-        kept: list[bytes] = []
-
-        def keep(out: Outgoing) -> None:
-            if out.member == leader.name and isinstance(decode(out.body), AppendReply):
-                kept.append(out.body)
-
-        pair = {leader.name, friend.name}
-        ways = {(a, b) for a in cluster.names for b in cluster.names if (a in pair) != (b in pair)}
-        ways |= {(friend.name, leader.name)}
-        cluster.cut_ways |= ways
-        friend.on_leave = keep
-        cluster.note(f"acknowledgements of {friend.name} to {leader.name} are kept back")
-        self.clients.burst(leader)
-
-        def apart() -> None:
-            cluster.cut_ways -= ways
-            cut = self.around(leader)
-            cluster.cut_ways |= cut
-            friend.on_leave = None
-            cluster.after(self.rng.uniform(1.0, 2.5), lambda: self._back(leader, friend, cut, kept))
-
-        cluster.after(self.rng.uniform(0.05, 0.4), apart)
-        return True
-
-    def _back(self, leader: Member, friend: Member, cut: set[tuple[str, str]], kept: list[bytes]) -> None:
-        """The old leader is back; the new one hands over to it if it can, and then the old words arrive."""
-        cluster = self.cluster
-        cluster.cut_ways -= cut
-
-        def ask() -> None:
-            now = cluster.leader()
-            if now is not None and now.replica is not None and now is not leader:
-                now.replica.engine.hand_over(leader.name)
-                now.wake()
-
-        def arrive() -> None:
-            now = cluster.leader()
-            if now is leader:
-                others = [m for m in cluster.members.values() if m.replica is not None and m is not leader]
-                ways = {(leader.name, m.name) for m in others}
-                cluster.cut_ways |= ways
-                self.clients.burst(leader)
-                cluster.after(1.5, lambda: cluster.cut_ways.difference_update(ways))
-                for body in kept[-20:]:
-                    cluster.after(0.05, lambda body=body: cluster._deliver(friend.name, leader.name, body))
-
-        cluster.after(0.4, ask)
-        cluster.after(1.2, arrive)

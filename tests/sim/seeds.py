@@ -49,7 +49,7 @@ def run_seed(seed: int, seconds: float = SECONDS, *, verbose: bool = False) -> R
     real = taste.random() < 0.25
     narrow = taste.random() < 0.3  # elections collide more often
     timing = Timing(tick_s=taste.choice((0.02, 0.05)), election_max_s=0.6 if narrow else 1.0)
-    cluster = Cluster(seed, taste.choice((3, 3, 3, 5)), joiners=taste.choice((1, 2)), timing=timing,
+    cluster = Cluster(seed, taste.choice((3, 3, 5)), joiners=taste.choice((1, 2)), timing=timing,
                       machine=SqliteState if real else MemoryState)
     cluster.verbose = verbose
     clients = Clients(cluster)

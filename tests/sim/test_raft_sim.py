@@ -46,6 +46,12 @@ def test_two_hundred_seeds_hold() -> None:
     _all_hold(range(20, 200))
 
 
+def test_calm_seeds_pass_hardly_a_term() -> None:
+    """See quiet.py: cuts that leave a majority whole, and members that come and go."""
+    for report in run_many(range(8), calm=True):
+        assert not report.failure, f"seed {report.seed}: {report.failure} (./scripts/sim --quiet --seed {report.seed})"
+
+
 def test_a_whole_seed_is_the_same_in_every_process() -> None:
     """Whatever the hash seed: nothing may hang on the order of a set."""
     report = run_whole_seed(5)
