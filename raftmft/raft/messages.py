@@ -7,7 +7,7 @@ makes, bounded in every dimension, and raises FrameError for all else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any
 
@@ -47,13 +47,14 @@ class AppendEntries:
 @dataclass(frozen=True, slots=True)
 class AppendReply:
     """Answers the append whose prev_index was `prev_index`. ok: all below `next_index` equals the leader's and is on
-    this disk. Not ok: `next_index` is the best place to try next.
+    this disk. Not ok: `next_index` is the best place to try next. `clock_ms`: the sender's wall clock (clocks.py).
     """
 
     term: int
     ok: bool
     prev_index: int
     next_index: int
+    clock_ms: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,7 @@ def encode(message: Message) -> bytes:
         fields = [1, message.term, message.commit_index, message.prev_index, message.prev_term, runs,
                   [entry[0] for entry in message.entries]]
     elif type(message) is AppendReply:
-        fields = [2, message.term, message.ok, message.prev_index, message.next_index]
+        fields = [2, message.term, message.ok, message.prev_index, message.next_index, message.clock_ms]
     elif type(message) is RequestVote:
         fields = [3, message.term, message.last_index, message.last_term, message.handed_over]
     elif type(message) is Vote:
@@ -218,9 +219,9 @@ def _append_entries(term: int, commit: Any, prev_index: Any, prev_term: Any, run
     return AppendEntries(term, commit, prev_index, prev_term, entries)
 
 
-def _append_reply(term: int, ok: Any, prev_index: Any, next_index: Any) -> Message:
+def _append_reply(term: int, ok: Any, prev_index: Any, next_index: Any, clock_ms: Any) -> Message:
     _need(type(ok) is bool, "an answer that is neither yes nor no")
-    return AppendReply(term, ok, _number(prev_index, 1), _number(next_index, 1))
+    return AppendReply(term, ok, _number(prev_index, 1), _number(next_index, 1), _number(clock_ms))
 
 
 def _request_vote(term: int, last_index: Any, last_term: Any, handed_over: Any) -> Message:
@@ -275,7 +276,7 @@ def _snapshot_offer(term: int, index: Any, index_term: Any, root: Any) -> Messag
 
 _DECODERS: dict[int, tuple[int, Any]] = {
     1: (5, _append_entries),
-    2: (3, _append_reply),
+    2: (4, _append_reply),
     3: (3, _request_vote),
     4: (0, _vote),
     5: (2, _forward),

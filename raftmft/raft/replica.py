@@ -26,11 +26,20 @@ from raftmft.core.errors import CorruptFile
 from raftmft.core.machine import Entry
 from raftmft.core.outcome import Code, Outcome, Rejection
 from raftmft.raft import patches, stamped
+from raftmft.raft.clocks import Clocks
 from raftmft.raft.compaction import Compaction, SnapshotPoint, StateMachine
 from raftmft.raft.configuration import Configuration
 from raftmft.raft.engine import CANDIDATE, LEADER, Engine
 from raftmft.raft.journal import Batch, Journal
-from raftmft.raft.messages import MAX_BATCH_BYTES, MAX_BATCH_COUNT, Forward, ForwardReply, LogEntry, decode
+from raftmft.raft.messages import (
+    MAX_BATCH_BYTES,
+    MAX_BATCH_COUNT,
+    AppendReply,
+    Forward,
+    ForwardReply,
+    LogEntry,
+    decode,
+)
 from raftmft.raft.proposals import Proposal, ProposalTable
 from raftmft.raft.timing import Timing
 from raftmft.raft.transport import Outgoing
@@ -97,7 +106,8 @@ class Replica:
             )
         self.engine.set_applied(max(1, machine.applied))
         self.compaction = Compaction(self.engine, journal, machine, snapshots)
-        self._wall_ms = wall_ms
+        self.clocks = Clocks(wall_ms)
+        self.engine.outbox.clock_ms = self.clocks.own_ms
         self._boot = rng.getrandbits(48)
         self._seen: dict[str, tuple[int, int, int]] = {}
         self._uncommitted: deque[tuple[int, int]] = deque()
@@ -189,6 +199,9 @@ class Replica:
             return
         if not self.engine.receive(member, message):
             self._drop(member, "it is no member, or says what cannot be")
+        elif type(message) is AppendReply:
+            if message.clock_ms:
+                self.clocks.heard(member, message.clock_ms, patches.monotonic())
         elif type(message) is Forward:
             self._on_forward(member, message)
         elif type(message) is ForwardReply:
@@ -246,8 +259,13 @@ class Replica:
             self._uncommitted_bytes -= self._uncommitted.popleft()[1]
         if not self.table.has_queued() or self._uncommitted_bytes >= MAX_UNCOMMITTED_BYTES:
             return
+        stamp_ms = self.clocks.stamp_ms(self.engine.configuration.voters, self.member, patches.monotonic())
+        if stamp_ms is None:
+            if self.journal.term_at(commit) != term:
+                return  # a majority is yet to acknowledge this leader's first entry, and tells its clocks with it
+            stamp_ms = self.clocks.own_ms()
         index, size = self.journal.last_index, 0
-        head = stamped.head(self._wall_ms())
+        head = stamped.head(stamp_ms)
         entries: list[LogEntry] = []
         placed: dict[str, list[tuple[int, int]]] = {}
         for item in self.table.drain(MAX_TICK_COUNT, MAX_TICK_BYTES):

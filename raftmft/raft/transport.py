@@ -7,14 +7,14 @@ where they were placed) leaves at once. Votes, candidacies and acknowledgements 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pysyncobj import SyncObj
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport
 
-from raftmft.raft.messages import Message, RequestVote, encode
+from raftmft.raft.messages import AppendReply, Message, RequestVote, encode
 
 
 @dataclass(slots=True)
@@ -32,6 +32,8 @@ class Outbox(Transport):
     def __init__(self, sync_obj: SyncObj, self_node: Node, other_nodes: set[Node]) -> None:
         super().__init__(sync_obj, self_node, other_nodes)
         self._engine: Any = sync_obj
+        self.clock_ms: Callable[[], int] = lambda: 0
+        """This member's wall clock, which every acknowledgement tells."""
         self._early: list[tuple[str, Message, Callable[[], None] | None]] = []
         self._late: list[tuple[str, Message, Callable[[], None] | None]] = []
 
@@ -58,12 +60,12 @@ class Outbox(Transport):
     def take_early(self) -> list[Outgoing]:
         """What may leave now."""
         box, self._early = self._early, []
-        return _encoded(box)
+        return self._encoded(box)
 
     def take_late(self) -> list[Outgoing]:
         """What may leave once the journal bytes taken together with it are durable."""
         box, self._late = self._late, []
-        return _encoded(box)
+        return self._encoded(box)
 
     def connected(self, member: str) -> None:
         """Tells the engine that a link to `member` stands."""
@@ -73,14 +75,14 @@ class Outbox(Transport):
         """Tells the engine that the link to `member` is gone."""
         self._onNodeDisconnected(Node(member))
 
-
-def _encoded(box: list[tuple[str, Message, Callable[[], None] | None]]) -> list[Outgoing]:
-    bodies: dict[int, bytes] = {}
-    # The box keeps every message alive, so an id names one message; the same one may go to several members.
-    out = []
-    for member, message, lost in box:
-        body = bodies.get(id(message))
-        if body is None:
-            body = bodies[id(message)] = encode(message)
-        out.append(Outgoing(member, body, lost))
-    return out
+    def _encoded(self, box: list[tuple[str, Message, Callable[[], None] | None]]) -> list[Outgoing]:
+        bodies: dict[int, bytes] = {}
+        # The box keeps every message alive, so an id names one message; the same one may go to several members.
+        out = []
+        for member, message, lost in box:
+            body = bodies.get(id(message))
+            if body is None:
+                told = replace(message, clock_ms=self.clock_ms()) if type(message) is AppendReply else message
+                body = bodies[id(message)] = encode(told)
+            out.append(Outgoing(member, body, lost))
+        return out
