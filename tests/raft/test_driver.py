@@ -93,9 +93,10 @@ async def test_without_a_majority_a_queued_command_certainly_did_not_happen(clus
 async def test_an_isolated_leader_steps_down_and_reports_unknown(cluster: LiveCluster) -> None:
     leader = await cluster.leader()
     assert leader.driver
+    await leader.driver.propose(command(b"first", 1), timeout_s=5)
     cluster.cut = {leader.name}
     with pytest.raises(OutcomeUnknown, match="outcome unknown"):
-        await leader.driver.propose(command(b"x", 1), timeout_s=0.3)
+        await leader.driver.propose(command(b"x", 2), timeout_s=0.3)
     await until(lambda: leader.driver is not None and leader.driver.status().role != "leader")
     assert not leader.driver.status().has_quorum
     table = leader.driver._replica.table
