@@ -13,6 +13,7 @@ CPU is user + system time of the three processes; "ms/1k" is CPU milliseconds fo
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import resource
@@ -103,6 +104,7 @@ class Member:
         use = resource.getrusage(resource.RUSAGE_SELF)
         return {
             "role": status.role,
+            "term": status.term,
             "applied": status.applied_index,
             "commit": status.commit_index,
             "cpu": use.ru_utime + use.ru_stime,
@@ -261,6 +263,7 @@ def main() -> None:
     parser.add_argument("--dir", default=None, help="where the journals lie (a real disk)")
     options = parser.parse_args()
     if options.member:
+        gc.freeze()  # as node/process.py does
         trio.run(Member(options.member).run)
         return
     folder = Path(tempfile.mkdtemp(prefix="raftmft-commit-", dir=options.dir))

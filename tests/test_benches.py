@@ -39,3 +39,8 @@ def test_snapshots(tmp_path: Path) -> None:
     assert {row["kind"] for row in rows} >= {"quiet", "one snapshot", "all snapshots", "install", "start, clean",
                                              "start, killed"}
     assert next(row for row in rows if row["kind"] == "install")["installed"] == 1
+
+
+def test_catch_up(tmp_path: Path) -> None:
+    (line,) = run("bench/catch_up.py", "--stop", "0.5", "--proposers", "4", "--dir", str(tmp_path))
+    assert all(row["commits_per_s"] > 0 for row in json.loads(line)["rows"].values())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
-WINDOW_BYTES = 8 << 20
+WINDOW_BYTES = 2 << 20
 WINDOW_MESSAGES = 256
 
 

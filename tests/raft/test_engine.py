@@ -22,6 +22,7 @@ from raftmft.raft import patches, proposals
 from raftmft.raft.engine import CANDIDATE, FOLLOWER, LEADER
 from raftmft.raft.journal import Journal
 from raftmft.raft.messages import (
+    MAX_BATCH_BYTES,
     AppendEntries,
     AppendReply,
     Forward,
@@ -35,6 +36,7 @@ from raftmft.raft.messages import (
     decode,
     encode,
 )
+from raftmft.raft.progress import WINDOW_BYTES
 from raftmft.raft.proposals import Proposal
 from raftmft.raft.replica import Replica
 from raftmft.wire.commands import encode_envelope
@@ -512,6 +514,21 @@ def test_a_follower_far_behind_is_caught_up_without_sending_twice(bench: Bench) 
             break
         box = bench.tell("c", AppendReply(term, True, 1, have + 1))
     assert have == last and sent_bytes == total
+
+
+def test_a_follower_far_behind_is_sent_no_more_at_once_than_a_window(bench: Bench) -> None:
+    """What is packed and queued in one go holds up everybody else, and heartbeats queue behind it on a slow link."""
+    bench.lead()
+    for _ in range(40):
+        bench.propose(b"x" * (300 << 10))
+    for _ in range(8):
+        bench.tick()
+        bench.acknowledge("a")
+    term = bench.engine.term()
+    bench.tell("c", AppendReply(term, False, bench.engine.progress["c"].next - 1, 2))
+    box = bench.tell("c", AppendReply(term, True, 1, 2))
+    size = sum(len(entry[0]) for to, m in box if to == "c" and isinstance(m, AppendEntries) for entry in m.entries)
+    assert 1 << 20 < size <= WINDOW_BYTES + MAX_BATCH_BYTES == 3 << 20
 
 
 # --- start ----------------------------------------------------------------------------------------------------------
