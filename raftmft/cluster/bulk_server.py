@@ -129,6 +129,8 @@ class _Served:
             elif isinstance(message, peer.Get):
                 await self._gets.acquire()
                 nursery.start_soon(self._answer_get, message)
+            elif isinstance(message, peer.Unknown):
+                await self._refuse_unknown(message, body_length)
             else:
                 raise FrameError("an answer from a peer that was not asked")
 
@@ -145,6 +147,13 @@ class _Served:
             await self._keep(put, body, buffer)
         else:
             nursery.start_soon(self._keep, put, body, buffer)
+
+    async def _refuse_unknown(self, message: peer.Unknown, size: int) -> None:
+        self._server.counts["unknown_kind"] += 1
+        await self._exactly(memoryview(bytearray(size)))
+        sent = trio.Event()
+        self._send(peer.encode_bulk(peer.Ack(message.seq, "this member does not know such a request")), b"", sent)
+        await sent.wait()  # not read meanwhile: who asks and never reads costs no memory
 
     async def _keep(self, put: peer.Put, body: memoryview, buffer: bytearray) -> None:
         await self._server.keep(self, put, body)

@@ -120,7 +120,7 @@ async def answer(me: Self, stream: TlsStream, directory: Directory) -> tuple[str
         member, hello = await _identify(me, stream, directory)
         if hello.channel == peer.LINEAGE:
             raise FrameError("asked twice who we are")
-    await stream.send_all(peer.encode_welcome(peer.Welcome(peer.VERSION, me.member)))
+    await stream.send_all(peer.encode_welcome(peer.Welcome(min(peer.VERSION, hello.version), me.member)))
     _suit(stream, hello.channel)
     return member, hello.channel
 
@@ -131,6 +131,9 @@ async def _say_hello(me: Self, stream: TlsStream, channel: str, member: str) -> 
     welcome = peer.decode_welcome(await _read_greeting(stream))
     if welcome.refusal:
         raise PeerRefused(f"{member} refused the link: {welcome.refusal}")
+    if welcome.version < peer.OLDEST:
+        raise PeerRefused(f"{member} speaks peer protocol {welcome.version} and this member {peer.OLDEST} and later "
+                          "only: let it run a newer version")
     return welcome
 
 
@@ -148,8 +151,9 @@ async def _identify(me: Self, stream: TlsStream, directory: Directory) -> tuple[
             raise PeerRefused(f"an unlisted certificate ({stream.peer_fingerprint()[:16]}...) knocked: {objection}")
         member = hello.member
     problem = None
-    if hello.version != peer.VERSION:
-        problem = f"peer protocol {hello.version} is not spoken here, only {peer.VERSION}: run the same version"
+    if hello.version < peer.OLDEST:
+        problem = (f"you speak peer protocol {hello.version} and this member {peer.OLDEST} and later only: run a newer "
+                   "version")
     elif hello.cluster_id != me.cluster_id:
         problem = f"this is cluster {me.cluster_id}, not {hello.cluster_id}"
     elif hello.member != member:

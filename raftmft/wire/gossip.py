@@ -247,8 +247,9 @@ def _rumour_out(rumour: Rumour) -> list[Any]:
 
 
 def _rumour_in(value: Any) -> Rumour:
+    """A later version may append fields; they are ignored."""
     match value:
-        case [member, state, incarnation, load_seq, load] if (
+        case [member, state, incarnation, load_seq, load, *_] if (
             _text(member, MAX_ID) and member and _count(state) and _count(load_seq)
             and _count(incarnation) and incarnation <= MAX_INCARNATION
         ):

@@ -11,7 +11,9 @@ for what it came for follows, once. Then the channel decides:
   it stays outside msgpack so that it is neither copied nor searched. The dialler asks (Put, Get), the other side
   answers (Ack, Found) in any order, matched by `seq`.
 
-All decoders raise FrameError on anything that does not fit; the connection must then be dropped.
+All decoders raise FrameError on anything that does not fit; the connection must then be dropped. What a later version
+may say does fit: further fields of a greeting, kinds of control messages, requests, bulk messages, statuses of answers.
+It is passed over or refused, and the connection goes on.
 """
 
 from __future__ import annotations
@@ -26,13 +28,15 @@ from raftmft.core.manifest import CHUNK_SIZE, ID_SIZE
 from raftmft.wire import frames
 from raftmft.wire.frames import MAX_FRAME, FrameError
 
-VERSION = 1
+VERSION = OLDEST = 1
+"""The newest and the oldest protocol spoken here: two members speak the newest that both know."""
 HELLO_LIMIT = 16 << 10
 MOST_ENDORSEMENTS, CERTIFICATE_LIMIT, SIGNATURE_LIMIT = 8, 1 << 10, 128
 """Eight renewals within the life of a certificate may be missed; usual is one. A certificate of ours has 500 bytes."""
 CONTROL_LIMIT = MAX_FRAME
 BULK_BODY_LIMIT = CHUNK_SIZE
 BULK_HEADER_LIMIT = 64 << 10
+BULK_CODE_LIMIT = 127
 NAME_LIMIT = 128
 KIND_LIMIT = 16
 TEXT_LIMIT = 400
@@ -105,6 +109,13 @@ class Found:
     seq: int
 
 
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Bulk: a request of a later version. Its body, if it has one, is to be passed over, and the request refused."""
+
+    seq: int
+
+
 Bulk = Put | Ack | Get | Found
 _BULK_CODES: dict[type, int] = {Put: 1, Ack: 2, Get: 3, Found: 4}
 
@@ -116,7 +127,7 @@ def encode_hello(hello: Hello) -> bytes:
 
 
 def decode_hello(value: Any) -> Hello:
-    """A Hello of any version (the version's check comes first, so that a newer member gets a readable refusal)."""
+    """A Hello of any version."""
     fields = _fields(value, "raftmft", "cluster", "channel", "member", "chain")
     hello = Hello(_number(fields["raftmft"]), _text(fields["cluster"], NAME_LIMIT),
                   _text(fields["channel"], NAME_LIMIT), _text(fields["member"], NAME_LIMIT), _chain(fields["chain"]))
@@ -175,8 +186,10 @@ def encode_answer(seq: int, status: str, value: Any) -> bytes:
 def decode_answer(body: bytes) -> tuple[int, str, Any]:
     """(seq, status, value) of an ANSWER's body."""
     value = frames.unpack(body)
-    if type(value) is not list or len(value) != 3 or value[1] not in (OK, FAILED, BUSY):
+    if type(value) is not list or len(value) != 3 or type(value[1]) is not str:
         raise FrameError("an answer must be [seq, status, value]")
+    if value[1] not in (OK, FAILED, BUSY):
+        return _number(value[0]), FAILED, "an answer that this version does not know"
     if value[1] != OK:
         _text(value[2], TEXT_LIMIT * 4, empty=True)
     return _number(value[0]), value[1], value[2]
@@ -203,7 +216,7 @@ def bulk_lengths(prefix: bytes | bytearray | memoryview) -> tuple[int, int]:
     return header_length, body_length
 
 
-def decode_bulk(header: bytes | bytearray | memoryview, body_length: int) -> Bulk:
+def decode_bulk(header: bytes | bytearray | memoryview, body_length: int) -> Bulk | Unknown:
     """One bulk message from its header; `body_length` must suit it (a Put has a body, an Ack or Get none)."""
     value = frames.unpack(memoryview(header))
     if type(value) is not list or len(value) != 3 or type(value[0]) is not int:
@@ -217,12 +230,14 @@ def decode_bulk(header: bytes | bytearray | memoryview, body_length: int) -> Bul
         return Get(seq, _chunk_id(detail))
     if code == 4 and detail == b"":
         return Found(seq)
-    raise FrameError("a bulk header of an unknown kind, or with a body that does not suit it")
+    if code not in _BULK_CODES.values() and 0 < code <= BULK_CODE_LIMIT:
+        return Unknown(seq)
+    raise FrameError("a bulk header of no kind, or with a body that does not suit it")
 
 
 def _fields(value: Any, *names: str) -> dict[str, Any]:
-    if type(value) is not dict or set(value) != set(names):
-        raise FrameError("a greeting with missing or unknown fields")
+    if type(value) is not dict or not value.keys() >= set(names):
+        raise FrameError("a greeting with missing fields")
     return value
 
 

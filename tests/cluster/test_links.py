@@ -205,6 +205,20 @@ async def test_malformed_messages_drop_the_link_and_nothing_else(tmp_path):
         assert n1.links.connected() == {"n3"}
 
 
+async def test_what_a_later_version_sends_is_counted_and_the_link_stays(tmp_path):
+    async with cluster_of(tmp_path, "n1", "n2") as cluster:
+        n1, n2 = cluster.nodes.values()
+        await until(lambda: "n1" in n2.links.connected())
+        heard = []
+        n1.links.on_message("raft", lambda member, body: heard.append(body))
+        n2.links.send("n1", "later", b"\x00" * 100)
+        with pytest.raises(RequestFailed, match="knows no request 'later'"):
+            await n2.links.request("n1", "later", {"a": [1]}, timeout_s=5)
+        n2.links.send("n1", "raft", b"x")
+        await until(lambda: heard)
+        assert n1.links.counts["unknown_kind"] == 1 and n1.links.counts["dropped"] == 0
+
+
 async def test_requests_are_answered_refused_or_lost(tmp_path):
     async with cluster_of(tmp_path, "n1", "n2") as cluster:
         n1, n2 = cluster.nodes.values()

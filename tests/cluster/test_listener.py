@@ -114,6 +114,31 @@ async def test_a_hello_that_contradicts_is_refused(tmp_path, change, reason):
             await hello.dial(me, "n1", cluster.nodes["n1"].address, peer.BULK, lambda: cluster.directory)
 
 
+async def test_a_member_of_a_later_version_is_welcomed_and_one_of_too_old_a_version_refused(tmp_path, monkeypatch):
+    async with cluster_of(tmp_path, "n1") as cluster:
+        me, fingerprint = make_self(tmp_path / "n2", "n2", cluster.authority)
+        cluster.directory[fingerprint] = "n2"
+        said = peer.encode_hello
+
+        def greet(version: int):
+            def later(hello):
+                [value] = frames.FrameReader().feed(said(hello))
+                return frames.encode({**value, "raftmft": version, "colour": "blue"})
+            monkeypatch.setattr(peer, "encode_hello", later)
+
+        greet(peer.VERSION + 1)
+        stream = await hello.dial(me, "n1", cluster.nodes["n1"].address, peer.BULK, lambda: cluster.directory)
+        stream.close()
+        greet(peer.OLDEST - 1)
+        with pytest.raises(PeerRefused, match="you speak peer protocol 0 and this member 1 and later only"):
+            await hello.dial(me, "n1", cluster.nodes["n1"].address, peer.BULK, lambda: cluster.directory)
+        monkeypatch.undo()
+        welcomed = peer.Welcome(peer.OLDEST - 1, "n1")
+        monkeypatch.setattr(peer, "decode_welcome", lambda value: welcomed)
+        with pytest.raises(PeerRefused, match="n1 speaks peer protocol 0"):
+            await hello.dial(me, "n1", cluster.nodes["n1"].address, peer.BULK, lambda: cluster.directory)
+
+
 async def test_a_dialler_does_not_take_one_member_for_another(tmp_path):
     async with cluster_of(tmp_path, "n1", "n2") as cluster:
         n1, n2 = cluster.nodes["n1"], cluster.nodes["n2"]

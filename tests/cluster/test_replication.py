@@ -6,6 +6,7 @@ import os
 import pickle
 import threading
 
+import msgpack
 import pytest
 import trio
 import trio.testing
@@ -347,6 +348,26 @@ async def test_malformed_bulk_requests_drop_only_that_connection(tmp_path, data)
         stream.close()
         assert n2.server.counts["malformed"] == 1
         await n1.pool.put("n2", *chunk(100))
+
+
+async def test_a_bulk_request_of_a_later_version_is_refused_and_the_connection_goes_on(tmp_path):
+    async with cluster_of(tmp_path, "n1", "n2") as cluster:
+        n1, n2 = cluster.nodes.values()
+        data, chunk_id = b"content", blake3(b"content").digest()
+        header = msgpack.packb([peer.BULK_CODE_LIMIT, 3, {"a": 1}])
+        stream = await n1.dial_bulk("n2")
+        await stream.send_all(peer.BULK_PREFIX.pack(len(header), 1000) + header + b"b" * 1000
+                              + peer.encode_bulk(peer.Put(4, chunk_id), len(data)) + data)
+        answers = []
+        for _ in range(2):
+            head = bytearray(8)
+            assert await stream.receive_exactly_into(memoryview(head))
+            header = bytearray(peer.bulk_lengths(head)[0])
+            assert await stream.receive_exactly_into(memoryview(header))
+            answers.append(peer.decode_bulk(header, 0))
+        stream.close()
+        assert answers == [peer.Ack(3, "this member does not know such a request"), peer.Ack(4)]
+        assert n2.server.counts["unknown_kind"] == 1 and n2.server.counts["malformed"] == 0
 
 
 async def test_malformed_bulk_answers_fail_the_request_and_the_connection(tmp_path):

@@ -309,8 +309,8 @@ def test_bodies_that_are_no_msgpack(body):
     assert codec.dropped == {"malformed": 1}
 
 
-def test_the_good_body_of_these_tests_is_good_and_a_later_load_may_have_more_fields():
-    for body in (GOOD, changed(10, [*GOOD[10][0][4], "news"], 0, 4)):
+def test_the_good_body_of_these_tests_is_good_and_later_loads_and_rumours_may_have_more_fields():
+    for body in (GOOD, changed(10, [*GOOD[10][0][4], "news"], 0, 4), changed(10, [*GOOD[10][0], "news"], 0)):
         codec = GossipCodec("b", KEY)
         codec.decode(signed(msgpack.packb(body)), MEMBERS, 0.0)
         assert codec.dropped == {"unproven": 1}

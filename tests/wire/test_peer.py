@@ -105,11 +105,22 @@ def test_random_bytes_are_frame_errors_and_nothing_else(data, length):
 
 @pytest.mark.parametrize("value", [
     [1, -1, b"x" * 32], [1, 1 << 63, b"x" * 32], [1, True, b"x" * 32], [True, 1, b"x" * 32], [1, 1, b"x" * 31],
-    [1, 1, "x" * 32], [1, 1], [1, 1, b"x" * 32, 0], [9, 1, b"x" * 32], {}, None, [4, 1, b"x"], [2, 1, ""],
+    [1, 1, "x" * 32], [1, 1], [1, 1, b"x" * 32, 0], [0, 1, b"x" * 32],
+    [peer.BULK_CODE_LIMIT + 1, 1, b"x" * 32], {}, None, [4, 1, b"x"], [2, 1, ""],
 ])
 def test_wrong_bulk_headers(value):
     with pytest.raises(FrameError):
         peer.decode_bulk(msgpack.packb(value), 7)
+
+
+def test_what_a_later_version_may_say_is_taken():
+    later = {"raftmft": 2, "cluster": "c", "channel": "bulk", "member": "m", "chain": [], "colour": [1]}
+    assert peer.decode_hello(later) == peer.Hello(2, "c", "bulk", "m")
+    later = {"raftmft": 2, "member": "m", "refusal": "", "chain": [], "colour": [1]}
+    assert peer.decode_welcome(later) == peer.Welcome(2, "m")
+    for detail, length in ((b"x" * 32, 0), ({"a": 1}, 5), (None, peer.BULK_BODY_LIMIT)):
+        assert peer.decode_bulk(msgpack.packb([9, 7, detail]), length) == peer.Unknown(7)
+    assert peer.decode_answer(msgpack.packb([3, "later", {"a": 1}]))[:2] == (3, peer.FAILED)
 
 
 def test_a_put_needs_a_body_and_a_get_must_have_none():
