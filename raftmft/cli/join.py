@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
+from raftmft import __version__
 from raftmft.cli.host_options import host_options
 from raftmft.cli.output import print_json
+from raftmft.core import features
 from raftmft.core.addresses import address_of
 from raftmft.core.commands import MemberSpec
 from raftmft.core.errors import ConfigError, RaftmftError
@@ -59,6 +63,11 @@ def _token(text: str | None, token_file: str | None) -> JoinToken:
     return decode_token(text)
 
 
+def _spec(row: dict[str, Any]) -> MemberSpec:
+    """A member as it was told of; a later version may tell more."""
+    return MemberSpec(**{field.name: row[field.name] for field in fields(MemberSpec)})
+
+
 def _ask(token: JoinToken, settings: Settings, member: str | None, data_dir: DataDir) -> Admitted:
     import trio
 
@@ -70,16 +79,17 @@ def _ask(token: JoinToken, settings: Settings, member: str | None, data_dir: Dat
 
     def request() -> JoinRequest:
         return JoinRequest(token.secret, settings.name, settings.advertise, settings.peer_port, settings.gossip_port,
-                           settings.sftp_port, public_key, time.time_ns() // 1_000_000)
+                           settings.sftp_port, public_key, time.time_ns() // 1_000_000, __version__,
+                           features.CURRENT.newest)
 
     admitted, authority = trio.run(partial(ask_to_join, token, request, member))
     try:
         seed = Seed(admitted.cluster, admitted.cluster_id, admitted.member,
-                    tuple(MemberSpec(**row) for row in admitted.members), admitted.replicas, admitted.host_public_key,
+                    tuple(_spec(row) for row in admitted.members), admitted.replicas, admitted.host_public_key,
                     admitted.sealed_host_key.hex(), admitted.sealed_ca_key.hex(), founder=False)
         write_member(data_dir, settings, authority, Issued(admitted.certificate, key), admitted.cluster_key, seed,
                      key_name=admitted.key_name)
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError, KeyError) as error:
         raise RaftmftError(f"this host was admitted as {settings.name}, but {data_dir.path} could not be filled "
                            f"({getattr(error, 'strerror', None) or error}); raftmft member remove it there and join "
                            "again") from None

@@ -24,15 +24,16 @@ def member() -> None:
 @member.command("list", epilog="Example: raftmft member list -o json")
 @node_options
 def list_members(client: Client, output: str) -> None:
-    """List the members with their addresses."""
+    """List the members with their addresses, and the version and feature level of what they run."""
     members = client.get("/api/v1/members")["members"]
     if output == "json":
         print_json(members)
         return
     print_table(
-        ("name", "id", "mode", "weight", "host", "sftp", "peer", "gossip"),
+        ("name", "id", "mode", "weight", "host", "sftp", "peer", "gossip", "version", "feature level"),
         [
-            (m["name"], m["id"], m["mode"], m["weight"], m["host"], m["sftp_port"], m["peer_port"], m["gossip_port"])
+            (m["name"], m["id"], m["mode"], m["weight"], m["host"], m["sftp_port"], m["peer_port"], m["gossip_port"],
+             m["version"], m["feature_level"])
             for m in members
         ],
     )

@@ -50,6 +50,15 @@ def _wait_ready(client: Client, timeout_s: float) -> None:
         time.sleep(POLL_S)
 
 
+def _level(document: dict[str, Any]) -> str:
+    level, known = document["feature_level"], {m["name"]: m["feature_level"] for m in document["members"]}
+    newest = max(known.values())
+    if newest <= level:
+        return f"feature level {level}"
+    behind = ", ".join(name for name, knows in known.items() if knows < newest)
+    return f"feature level {level}, and {newest} once {behind} runs a version that knows it"
+
+
 def _show(document: dict[str, Any], output: str) -> None:
     if output == "json":
         print_json(document)
@@ -62,7 +71,7 @@ def _show(document: dict[str, Any], output: str) -> None:
     click.echo(
         f"leader {document['leader'] or '(none)'}, term {document['term']}, commit index {document['commit_index']}; "
         f"can lose {lose['members']} members, {lose['disks']} disks; "
-        f"{document['under_replicated']} chunks under-replicated"
+        f"{document['under_replicated']} chunks under-replicated; {_level(document)}"
     )
     print_table(
         ("name", "mode", "role", "state", "applied", "sessions", "load", "disk free", "version"),

@@ -61,12 +61,12 @@ class Admission:
                 raise Refuse(Code.PERMISSION, "the token was used already; make another with raftmft token create")
             # Its first answer was lost: the certificate made for that one is replaced by the one made now.
             state.db.execute("DELETE FROM certificates WHERE member = ?", (member,))
-            self._members.refresh(member, spec)
+            self._members.refresh(member, spec, command.version, command.supports)
             self._certificates.add(member, admitted.name, spec.fingerprint, command.not_after_ms)
             return {"member": member, "mode": admitted.mode}
         if state.now_ms >= expires_ms:
             raise Refuse(Code.PERMISSION, "the token has expired; make another with raftmft token create")
-        self._members.add(replace(spec, mode=mode), command.not_after_ms)
+        self._members.add(replace(spec, mode=mode), command.not_after_ms, command.version, command.supports)
         state.db.execute("UPDATE tokens SET member = ?, key = ? WHERE token = ?",
                          (spec.id, clipped(command.key, 128), command.token))
         self._audit.admin(f"member join {clipped(spec.name, 64)} ({spec.host}) as {mode}", member=spec.id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raftmft.core.command_base import Command, MemberSpec
+from raftmft.core.features import FIRST
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +49,23 @@ class Refound(Command):
 class MemberBoot(Command):
     """A member's process began. Ends its sessions of earlier epochs. The same `nonce` twice gives the same epoch.
 
+    `supports`: the highest feature level that its program knows; CONFLICT if that is below the level in force.
     Proposed without an id. Value: {"epoch": int}.
     """
 
     member: str
     nonce: bytes
     version: str
+    supports: int = FIRST
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureRaise(Command):
+    """The feature level (features.py) is `level` from the next entry on; CONFLICT unless all listed members know it. A
+    level that is in force already changes nothing. Value: {"level": int}, the one in force.
+    """
+
+    level: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +80,15 @@ class ExpireMember(Command):
 class MemberAdmit(Command):
     """A host that showed a join token becomes a member, as a learner without chunks. `token` is the hash of the token's
     secret; `key` names the host's public key, so that the same host asking twice is admitted once. `member.mode` is
-    ignored: the token decides. Value: {"member": id, "mode": str}.
+    ignored: the token decides. `version` and `supports` as in MemberBoot. Value: {"member": id, "mode": str}.
     """
 
     token: str
     key: str
     member: MemberSpec
     not_after_ms: int
+    version: str = ""
+    supports: int = FIRST
 
 
 @dataclass(frozen=True, slots=True)

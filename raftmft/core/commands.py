@@ -21,6 +21,7 @@ from raftmft.core.cluster_commands import (
     CertRevoke,
     ConfigSet,
     ExpireMember,
+    FeatureRaise,
     KeyRotate,
     MemberAdmit,
     MemberBoot,
@@ -296,6 +297,7 @@ COMMANDS: dict[int, type[Command]] = {
     12: UserRemove,
     13: UserKeyAdd,
     14: UserKeyRemove,
+    15: FeatureRaise,
     20: Login,
     21: LoginRefused,
     22: Logout,
@@ -325,4 +327,4 @@ COMMANDS: dict[int, type[Command]] = {
     64: AdminTokenRemove,
     70: Refound,
 }
-"""Numbers on the wire and on disk: never reused, never changed."""
+"""Numbers on the wire and on disk: never reused, never changed. A command with other fields is another command."""

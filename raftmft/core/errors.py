@@ -31,6 +31,10 @@ class CorruptFile(RaftmftError):
     """A file on disk fails its checks. The text names the file; nothing was changed."""
 
 
+class ProgramTooOld(RaftmftError):
+    """The state is at a feature level that this program does not know: it must stop. Another version must be run."""
+
+
 class NodeUnreachable(RaftmftError):
     """The node's admin socket or URL did not answer."""
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raftmft.core import commands as c
-from raftmft.core import schema
+from raftmft.core import features, schema
 from raftmft.core.admin_tokens import AdminTokens
 from raftmft.core.admission import Admission
 from raftmft.core.audit import AuditLog, AuditWriter
@@ -25,7 +25,8 @@ from raftmft.core.certificates import Certificates
 from raftmft.core.copies import Copies
 from raftmft.core.dedup import Dedup
 from raftmft.core.divergence import POINT_EVERY
-from raftmft.core.errors import RaftmftError
+from raftmft.core.errors import ProgramTooOld, RaftmftError
+from raftmft.core.features import Features
 from raftmft.core.inspection import Inspection
 from raftmft.core.members import Members
 from raftmft.core.namespace import Namespace
@@ -40,6 +41,7 @@ from raftmft.core.sessions import Sessions
 from raftmft.core.settings import Settings
 from raftmft.core.state import Mark, Refuse, State
 from raftmft.core.tree import Tree
+from raftmft.core.upgrading import Upgrading
 from raftmft.core.uploads import Uploads
 from raftmft.core.users import Users
 
@@ -65,11 +67,14 @@ class Machine:
     """The state of one member. One thread uses it: reads happen between batches."""
 
     def __init__(self, path: str, *, encode_outcome: Callable[[Outcome], bytes],
-                 decode_outcome: Callable[[bytes], Outcome]) -> None:
-        """Opens the state at `path`, or makes an empty one. Raises CorruptFile."""
+                 decode_outcome: Callable[[bytes], Outcome], known: Features | None = None) -> None:
+        """Opens the state at `path`, or makes an empty one; `known`: the feature levels that the program knows. Raises
+        CorruptFile, ProgramTooOld.
+        """
         self.path = path
         self._encode, self._decode = encode_outcome, decode_outcome
-        self._db = schema.open_state(path)
+        self._known = known or features.CURRENT
+        self._db = schema.open_state(path, self._known)
         self._failed = False
         self.on_point: Callable[[int, bytes], None] | None = None
         """Called with (point, chain); it must neither block nor raise."""
@@ -91,6 +96,7 @@ class Machine:
         self.members = Members(state, self.settings, self.sessions, self.certificates, audit)
         self.admission = Admission(state, self.members, self.certificates, audit)
         self.users = Users(state, self.namespace, self.sessions, audit)
+        upgrading = Upgrading(state, self.settings, self.members, self._known, audit)
         publisher = Publisher(state, self.namespace, self.partials, self.uploads, audit)
         tree = Tree(state, self.namespace, self.partials, self.uploads, audit)
         copies = Copies(state, self.namespace, self.partials, self.uploads, audit)
@@ -105,6 +111,7 @@ class Machine:
             c.MemberSet: self.members.set,
             c.MemberRemove: self.members.remove,
             c.KeyRotate: self.certificates.rotate,
+            c.FeatureRaise: upgrading.raise_level,
             c.TokenCreate: self.admission.create_token,
             c.CertAdd: self.certificates.add_command,
             c.CertRetire: self.certificates.retire,
@@ -157,7 +164,7 @@ class Machine:
 
     def digest(self) -> str:
         """SHA-256 (hex) of the whole state: equal on all members at equal `applied`. See schema.digest for its cost."""
-        return schema.digest(self._db)
+        return schema.digest(self._db, self._known)
 
     def copy_to(self, path: str) -> int:
         """A whole copy of the state as of one moment, in a new file at `path`; the Raft index it is of. For a thread:
@@ -165,16 +172,21 @@ class Machine:
         """
         return schema.copy(self.path, path)
 
+    def check(self, path: str) -> None:
+        """Raises what `load` would raise because of what the file holds; nothing is changed."""
+        schema.check_format(path, self._known)
+
     def load(self, path: str) -> None:
         """Takes the state in the file at `path`, made by `copy_to` on any member, in place of the present one. The file
-        is moved. Raises CorruptFile if it is no state, OSError: then the machine must not be used any more.
+        is moved. Raises CorruptFile if it is no state, OSError: then the machine must not be used any more; and as
+        `check` does.
         """
-        schema.check_format(path)
+        self.check(path)
         self._failed = True  # until it ends well
         self._db.close()
         schema.discard(self.path)  # with the old file's side files, which would be taken for the new one's
         os.rename(path, self.path)
-        self._db = schema.open_state(self.path)
+        self._db = schema.open_state(self.path, self._known)
         self._reload()
         self._failed = False
 
@@ -202,7 +214,8 @@ class Machine:
 
         The caller bounds the batch (an entry costs about 50 us). An entry at or below `applied` is skipped: it gives
         its stored outcome if there is one, else Rejection(STALE_COMMAND). When this returns, the batch is committed
-        to the database (not synced). If it raises, nothing of the transaction is, and the node must stop.
+        to the database (not synced). If it raises, nothing of the transaction is, and the node must stop: ProgramTooOld
+        if an entry raises the feature level above what the program knows.
         """
         known, first = self._state.index // POINT_EVERY, 0
         if not entries or entries[-1].index // POINT_EVERY == known:
@@ -236,6 +249,11 @@ class Machine:
 
     def _apply(self, entry: Entry) -> Outcome:
         state = self._state
+        level = self._known.level_of(type(entry.envelope.command))
+        if level > self.settings.level:
+            # A member of an older version cannot even decode it, so that it must not leave a trace: no index, no time.
+            return Outcome(entry.index, {}, Rejection(
+                Code.CONFLICT, features.not_yet(level, self.settings.level)))
         state.index = entry.index
         if entry.stamp_ms > state.now_ms:
             state.now_ms = min(entry.stamp_ms, MAX_TIME_MS)
@@ -355,7 +373,7 @@ def _is_of_this_host(error: Exception) -> bool:
     if isinstance(error, sqlite3.DatabaseError):
         return not isinstance(error, (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError,
                                       sqlite3.NotSupportedError))
-    return isinstance(error, (OSError, MemoryError))
+    return isinstance(error, (OSError, MemoryError, ProgramTooOld))
 
 
 __all__ = ["SWEEP_EVERY_MS", "Entry", "Machine", "discard", "open_reader"]

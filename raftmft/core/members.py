@@ -20,6 +20,7 @@ from raftmft.core.commands import (
     MemberSet,
     MemberSpec,
 )
+from raftmft.core.features import too_old
 from raftmft.core.names import clipped, user_name_problem
 from raftmft.core.outcome import Code
 from raftmft.core.sessions import Sessions
@@ -36,18 +37,19 @@ MAX_MEMBERS = 64
 MAX_MEMBER_ID_BYTES = 64
 MAX_NONCE_BYTES = 64
 _COLUMNS = "id, name, host, peer_port, gossip_port, sftp_port, fingerprint, mode, weight"
-_ROW = f"SELECT {_COLUMNS}, epoch, version, joined FROM members"
+_ROW = f"SELECT {_COLUMNS}, epoch, version, joined, supports FROM members"
 
 
 @dataclass(frozen=True, slots=True)
 class MemberRow(MemberSpec):
-    """A member as Raft lists it, with its present epoch (0: never booted) and the version it last ran. `joined` is 0
-    while it is a learner.
+    """A member as Raft lists it, with its present epoch (0: never booted), the version it last ran, and the feature
+    level that this version knows (0: not said yet). `joined` is 0 while it is a learner.
     """
 
     epoch: int = 0
     version: str = ""
     joined: int = 1
+    supports: int = 0
 
     @property
     def stores(self) -> bool:
@@ -94,7 +96,9 @@ class Members:
         return {}
 
     def boot(self, command: MemberBoot) -> dict[str, Any]:
-        """Gives a new epoch for a new nonce and ends the sessions of earlier ones; the same nonce gets the same."""
+        """Gives a new epoch for a new nonce and ends the sessions of earlier ones; the same nonce gets the same. A
+        program that is too old for the feature level in force gets none.
+        """
         if not self._settings.is_bootstrapped:
             raise Refuse(Code.INVALID, "the cluster is not made yet; try again in a moment")
         if not 1 <= len(command.nonce) <= MAX_NONCE_BYTES:
@@ -103,12 +107,14 @@ class Members:
             "SELECT epoch, nonce, nonce_epoch FROM members WHERE id = ?", (command.member,)).fetchone()
         if row is None:
             raise Refuse(Code.NOT_FOUND, f"{clipped(command.member, 64)} is no member of this cluster")
+        self._check_supports(command.supports)
         epoch, nonce, nonce_epoch = row
         if nonce == command.nonce:
             return {"epoch": nonce_epoch}
         epoch += 1
-        self._state.db.execute("UPDATE members SET epoch=?, nonce=?, nonce_epoch=?, version=? WHERE id=?",
-                               (epoch, command.nonce, epoch, clipped(command.version, 64), command.member))
+        self._state.db.execute("UPDATE members SET epoch=?, nonce=?, nonce_epoch=?, version=?, supports=? WHERE id=?",
+                               (epoch, command.nonce, epoch, clipped(command.version, 64), command.supports,
+                                command.member))
         self._sessions.expire(command.member, epoch, "member restarted")
         self._audit.admin(f"member boot epoch {epoch}", member=command.member)
         return {"epoch": epoch}
@@ -169,8 +175,9 @@ class Members:
         return {}
 
     # --- for other handlers --------------------------------------------------------------------------------------
-    def add(self, spec: MemberSpec, not_after_ms: int) -> None:
-        """Lists a new member as a learner. Refuses a name that is taken, and too many members."""
+    def add(self, spec: MemberSpec, not_after_ms: int, version: str, supports: int) -> None:
+        """Lists a new member as a learner. Refuses a name that is taken, too many members, and too old a program."""
+        self._check_supports(supports)
         check_spec(spec)
         members = self.list()
         if len(members) >= MAX_MEMBERS:
@@ -179,9 +186,12 @@ class Members:
             raise Refuse(Code.EXISTS, f"a member named {clipped(spec.name, 64)} exists already; give another --name, "
                                       "or remove the old one with raftmft member remove")
         self._insert(spec, not_after_ms, joined=0)
+        self._says(spec.id, version, supports)
 
-    def refresh(self, member: str, spec: MemberSpec) -> None:
-        """A host that was admitted and never ran says anew where it will be found."""
+    def refresh(self, member: str, spec: MemberSpec, version: str, supports: int) -> None:
+        """A host that was admitted and never ran says anew where it will be found, and what it runs."""
+        self._check_supports(supports)
+        self._says(member, version, supports)
         check_spec(spec)
         self._state.db.execute(
             "UPDATE members SET host = ?, peer_port = ?, gossip_port = ?, sftp_port = ?, fingerprint = ? WHERE id = ?",
@@ -215,10 +225,18 @@ class Members:
             raise Refuse(Code.NOT_FOUND, f"{clipped(member, 64)} is no member of this cluster")
         return row
 
+    def _says(self, member: str, version: str, supports: int) -> None:
+        self._state.db.execute("UPDATE members SET version = ?, supports = ? WHERE id = ?",
+                               (clipped(version, 64), supports, member))
+
+    def _check_supports(self, supports: int) -> None:
+        if supports < self._settings.level:
+            raise Refuse(Code.CONFLICT, too_old(self._settings.level, supports))
+
     def _insert(self, spec: MemberSpec, not_after_ms: int, *, joined: int) -> None:
         self._state.db.execute(
-            f"INSERT INTO members ({_COLUMNS}, version, epoch, nonce, nonce_epoch, acked_below, joined, home_mode) "
-            "VALUES (?,?,?,?,?,?,?,?,?, '', 0, x'', 0, 0, ?, ?)",
+            f"INSERT INTO members ({_COLUMNS}, version, epoch, nonce, nonce_epoch, acked_below, joined, home_mode, "
+            "supports) VALUES (?,?,?,?,?,?,?,?,?, '', 0, x'', 0, 0, ?, ?, 0)",
             (spec.id, spec.name, spec.host, spec.peer_port, spec.gossip_port, spec.sftp_port, spec.fingerprint,
              spec.mode, spec.weight, joined, spec.mode))
         self._certificates.add(spec.id, spec.name, spec.fingerprint, not_after_ms)

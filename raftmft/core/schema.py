@@ -15,10 +15,14 @@ import hashlib
 import os
 import sqlite3
 
-from raftmft.core.errors import CorruptFile
+from raftmft.core import features
+from raftmft.core.errors import CorruptFile, ProgramTooOld
+from raftmft.core.features import FIRST, Features
 
 APPLICATION_ID = 0x724D4654  # "rMFT" in the SQLite header
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+LEVEL = "feature_level"
+"""The key in `settings` of the feature level in force: the tables are those of _DDL and of the levels up to it."""
 
 _DDL = (
     """CREATE TABLE clock (
@@ -34,7 +38,8 @@ _DDL = (
         id TEXT PRIMARY KEY, name TEXT NOT NULL, host TEXT NOT NULL, peer_port INTEGER NOT NULL,
         gossip_port INTEGER NOT NULL, sftp_port INTEGER NOT NULL, fingerprint TEXT NOT NULL, mode TEXT NOT NULL,
         weight INTEGER NOT NULL, version TEXT NOT NULL, epoch INTEGER NOT NULL, nonce BLOB NOT NULL,
-        nonce_epoch INTEGER NOT NULL, acked_below INTEGER NOT NULL, joined INTEGER NOT NULL, home_mode TEXT NOT NULL)
+        nonce_epoch INTEGER NOT NULL, acked_below INTEGER NOT NULL, joined INTEGER NOT NULL, home_mode TEXT NOT NULL,
+        supports INTEGER NOT NULL)
         WITHOUT ROWID""",
     """CREATE TABLE certificates (
         fingerprint TEXT PRIMARY KEY, member TEXT NOT NULL, name TEXT NOT NULL, not_after_ms INTEGER NOT NULL,
@@ -115,10 +120,11 @@ _DIGEST_ORDER = {
 }
 
 
-def open_state(path: str) -> sqlite3.Connection:
+def open_state(path: str, known: Features | None = None) -> sqlite3.Connection:
     """The state's one writing connection, made with its tables if the file is new.
 
-    Raises CorruptFile (naming the file) if it is another program's, of an unknown format, or no database at all.
+    Raises CorruptFile (naming the file) if it is another program's, of an unknown format, or no database at all;
+    ProgramTooOld if it is at a feature level above those `known` (by default, to this program).
     """
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
     try:
@@ -127,6 +133,7 @@ def open_state(path: str) -> sqlite3.Connection:
             _create(db)
         else:
             _check(path, application, version)
+            _check_level(path, db, known or features.CURRENT)
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=OFF")
         db.execute("PRAGMA temp_store=MEMORY")  # the statement journal of a savepoint never becomes a file
@@ -180,18 +187,19 @@ def copy(path: str, target: str) -> int:
     return int(applied)
 
 
-def check_format(path: str) -> None:
-    """Raises CorruptFile as `open_state` does, without changing the database: no side file is made."""
+def check_format(path: str, known: Features | None = None) -> None:
+    """Raises CorruptFile, ProgramTooOld as `open_state` does, without changing the database: no side file is made."""
     still = "" if os.path.exists(path + "-wal") else "&immutable=1"  # a WAL that a reader kept alive must be read, too
     db = sqlite3.connect(f"file:{_uri_path(path)}?mode=ro{still}", uri=True)
     try:
         application, version, tables = _identify(db)
+        if tables or application or version:
+            _check(path, application, version)
+            _check_level(path, db, known or features.CURRENT)
     except sqlite3.DatabaseError as error:
         raise CorruptFile(f"{path} is no state database ({error}); discard it to rebuild it from the journal") from None
     finally:
         db.close()
-    if tables or application or version:
-        _check(path, application, version)
 
 
 def close_synced(db: sqlite3.Connection, path: str) -> None:
@@ -215,14 +223,15 @@ def discard(path: str) -> None:
             continue
 
 
-def digest(db: sqlite3.Connection) -> str:
+def digest(db: sqlite3.Connection, known: Features | None = None) -> str:
     """SHA-256 (hex) over every row of every table in key order; the audit log stands in by the head of its chain.
 
     Equal on all members at equal applied index. Takes about a second for a million rows: on a busy node run it in a
     thread, in a read transaction of `open_reader`.
     """
     sha = hashlib.sha256()
-    for table, order in _DIGEST_ORDER.items():
+    tables = _DIGEST_ORDER | (known or features.CURRENT).tables(_level(db))
+    for table, order in tables.items():
         sha.update(b"%s\n" % table.encode())
         for row in db.execute(f"SELECT * FROM {table} ORDER BY {order}"):
             # ascii(), since repr() depends on the Unicode tables of the Python at hand.
@@ -243,6 +252,17 @@ def _check(path: str, application: int, version: int) -> None:
     if version != FORMAT_VERSION:
         raise CorruptFile(f"{path} has state format {version}, this program reads format {FORMAT_VERSION}: "
                           f"run the version that wrote it, or discard the file to rebuild it from the journal")
+
+
+def _level(db: sqlite3.Connection) -> int:
+    row = db.execute("SELECT value FROM settings WHERE key = ?", (LEVEL,)).fetchone()
+    return FIRST if row is None else int(row[0])
+
+
+def _check_level(path: str, db: sqlite3.Connection, known: Features) -> None:
+    level = _level(db)
+    if level > known.newest:
+        raise ProgramTooOld(f"{path}: {features.too_old(level, known.newest)}")
 
 
 def _create(db: sqlite3.Connection) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TypeVar
 
 from raftmft.core.commands import Bootstrap
+from raftmft.core.features import FIRST
 from raftmft.core.outcome import Code
+from raftmft.core.schema import LEVEL
 from raftmft.core.state import Refuse, State
 
 T = TypeVar("T", str, int, bytes)
@@ -18,6 +20,7 @@ class Settings:
     def __init__(self, state: State) -> None:
         self._state = state
         self._placement: int | None = None
+        self._level: int | None = None
 
     def get(self, key: str, default: T) -> T:
         """The value of a setting, which is of the default's type, or the default."""
@@ -81,6 +84,18 @@ class Settings:
         """The Raft index at which somebody who knew the present cluster key was last cut off; 0 if nobody was."""
         return self.get("owes_rotation", 0)
 
+    @property
+    def level(self) -> int:
+        """The feature level in force (features.py)."""
+        if self._level is None:
+            self._level = self.get(LEVEL, FIRST)
+        return self._level
+
+    def raise_level(self, level: int) -> None:
+        """Another feature level is in force."""
+        self._level = level
+        self.put(LEVEL, level)
+
     def put(self, key: str, value: str | int | bytes) -> None:
         """Sets one value."""
         self._state.db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (key, value))
@@ -92,7 +107,7 @@ class Settings:
 
     def forget(self) -> None:
         """Drops what is held in memory, after a rollback."""
-        self._placement = None
+        self._placement = self._level = None
 
     def replicas_changed(self, replicas: int) -> None:
         """R is another from this entry on, and with it the owners of chunks: a new placement epoch."""

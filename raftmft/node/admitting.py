@@ -53,7 +53,7 @@ class Admitting:
                           request.sftp_port, fingerprint_of_pem(certificate))
         admitted = await self._epoch.value(MemberAdmit(
             hash_of(request.secret), hashlib.sha256(request.public_key).hexdigest(), spec,
-            int(expires_at(certificate).timestamp() * 1000)))
+            int(expires_at(certificate).timestamp() * 1000), request.version, request.supports))
         return self._all(admitted["member"], admitted["mode"], certificate)
 
     async def renew(self, table: dict[str, Any]) -> Admitted:

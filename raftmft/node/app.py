@@ -180,7 +180,7 @@ class Node:
                                      join_door=door)
 
     def _make_service(self) -> None:
-        self.epoch = Epoch(self.driver, self.me)
+        self.epoch = Epoch(self.driver, self.me, lambda: self.state.machine.settings.level)
         self.admitting = Admitting(self.state, self.epoch, self.data_dir.certificates,
                                    self.keys.present, now_ms)
         self.renewal = Renewal(self.seed.cluster_id, self.me, self.data_dir.certificates, self.state, self.epoch,

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 import trio
 
 from raftmft import __version__
+from raftmft.core import features
 from raftmft.core.commands import Command, Envelope, MemberBoot
 from raftmft.core.errors import NotApplied, OutcomeUnknown
-from raftmft.core.outcome import Code, Outcome
+from raftmft.core.features import FIRST
+from raftmft.core.outcome import Code, Outcome, Rejection
 from raftmft.node import oplog
 from raftmft.node.link import value_of
 from raftmft.raft.driver import RaftDriver
@@ -33,21 +36,25 @@ BOOT_ATTEMPT_S = 5.0
 class Epoch:
     """Proposes this member's commands under its present epoch."""
 
-    def __init__(self, driver: RaftDriver, member: str) -> None:
-        self._driver, self._member = driver, member
+    def __init__(self, driver: RaftDriver, member: str, level: Callable[[], int] = lambda: FIRST) -> None:
+        """`level`: the feature level in force, as this member has it applied."""
+        self._driver, self._member, self._level = driver, member, level
         self._proposer: Proposer | None = None
         self.number = 0
         self.over = trio.Event()
         self.begun = trio.Event()
 
     async def begin(self) -> int:
-        """Boots under a new epoch; waits as long as it takes to find a quorum. Commands wait until it is done."""
+        """Boots under a new epoch; waits as long as it takes to find a quorum. Commands wait until it is done. Rejected
+        if this member is not listed, or its program too old for the cluster's feature level.
+        """
         self._proposer = None
         nonce = secrets.token_bytes(16)
         while True:
             try:
                 outcome = await self._driver.propose(
-                    Envelope(MemberBoot(self._member, nonce, __version__)), timeout_s=BOOT_ATTEMPT_S)
+                    Envelope(MemberBoot(self._member, nonce, __version__, features.CURRENT.newest)),
+                    timeout_s=BOOT_ATTEMPT_S)
             except (NotApplied, OutcomeUnknown):
                 await trio.sleep(0.1)  # no leader yet; the nonce makes another attempt harmless
                 continue
@@ -63,7 +70,12 @@ class Epoch:
             return self.number
 
     async def execute(self, command: Command, *, timeout_s: float = OPERATION_LIMIT_S) -> Outcome:
-        """Applies a command once. NoQuorum: it certainly did not happen; OutcomeUnknown: it may have."""
+        """Applies a command once. NoQuorum: it certainly did not happen; OutcomeUnknown: it may have. A command of a
+        feature level that is not in force is rejected without being proposed.
+        """
+        level = features.CURRENT.level_of(type(command))
+        if level > self._level():
+            return Outcome(0, rejection=Rejection(Code.CONFLICT, features.not_yet(level, self._level())))
         if self._proposer is None:
             raise NotApplied("this node has not joined its cluster yet; try again in a moment")
         try:

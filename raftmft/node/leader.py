@@ -3,7 +3,7 @@ are listed.
 
 A listed host is made a learner, and a voter once it runs and has nearly the whole log; then MemberReady has it count in
 the placement. Who is not listed any more is taken out. Every step is looked at anew each time, so that a leader's death
-between two steps is mended by the next one.
+between two steps is mended by the next one. The feature level is raised likewise.
 
 A member is expired only if gossip holds it for dead *and* it gave no Raft acknowledgement for 3 s (contract, Identity).
 """
@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 
 import trio
 
-from raftmft.core.commands import Bootstrap, Envelope, ExpireMember, MemberReady
+from raftmft.core import features
+from raftmft.core.commands import Bootstrap, Envelope, ExpireMember, FeatureRaise, MemberReady
 from raftmft.core.errors import RaftmftError
 from raftmft.node.state import ReplicatedState
 from raftmft.raft.driver import RaftDriver
@@ -65,6 +66,16 @@ class LeaderDuties:
                 log.warning("member %s is dead; its sessions end", member, extra=fields(member=member, epoch=epoch))
                 await self._driver.propose(Envelope(ExpireMember(member, epoch)), timeout_s=ATTEMPT_S)
         await self._walk_members()
+        await self._raise_level()
+
+    async def _raise_level(self) -> None:
+        """Puts the highest feature level in force that every listed member knows."""
+        machine = self._state.machine
+        level = min((row.supports for row in machine.members.list()), default=0)
+        if machine.settings.level < level <= features.CURRENT.newest:
+            log.info("every member knows feature level %d: the cluster goes from level %d to it", level,
+                     machine.settings.level)
+            await self._driver.propose(Envelope(FeatureRaise(level)), timeout_s=ATTEMPT_S)
 
     async def _walk_members(self) -> None:
         members, status = self._state.machine.members, self._driver.status()

@@ -36,6 +36,7 @@ from raftmft.wire.peer import Chain
 
 log = logging.getLogger(__name__)
 
+FORMAT = 1
 INTRODUCTION = "roster"
 """The kind of control message that carries an introduction."""
 MOST_INTRODUCED = 2 * MAX_MEMBERS
@@ -106,10 +107,10 @@ class Roster:
     def introduction(self) -> bytes:
         """What this member tells on a fresh link."""
         known = [[k.fingerprint, k.member, k.host, k.peer_port, k.gossip_port] for k in self._listed()]
-        return bytes(msgpack.packb([1, self._state.applied, known[:MOST_INTRODUCED]]))
+        return bytes(msgpack.packb([FORMAT, self._state.applied, known[:MOST_INTRODUCED]]))
 
     def introduced(self, member: str, body: bytes) -> None:
-        """A linked member told whom it lists. FrameError if it is malformed."""
+        """A linked member told whom it lists. FrameError if it is malformed; one of a later format is passed over."""
         index, contacts = _decode(body)
         if index <= self._state.applied or index <= self._introduced[0]:
             return
@@ -180,6 +181,8 @@ class Roster:
             self._introduced = (0, ())
         if caught_up or any(type(entry.envelope.command) in _CHANGES for entry in entries):
             self._changed()
+        elif any(type(entry.envelope.command) is c.MemberBoot for entry in entries):
+            self._rows = None  # what it runs; who may link did not change
 
     def _installed(self) -> None:
         if self._introduced[0] <= self._state.applied:
@@ -199,7 +202,9 @@ def _row(spec: MemberSpec) -> MemberRow:
 
 def _decode(body: bytes) -> tuple[int, tuple[Contact, ...]]:
     value = unpack(body)
-    if type(value) is not list or len(value) != 3 or value[0] != 1 or type(value[1]) is not int or (
+    if type(value) is list and value and type(value[0]) is int and value[0] > FORMAT:
+        return 0, ()
+    if type(value) is not list or len(value) != 3 or value[0] != FORMAT or type(value[1]) is not int or (
             type(value[2]) is not list or len(value[2]) > MOST_INTRODUCED):
         raise FrameError("an introduction of no known shape")
     contacts = []

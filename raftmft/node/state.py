@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 
-from raftmft.core.errors import CorruptFile
+from raftmft.core.errors import CorruptFile, ProgramTooOld
 from raftmft.core.machine import Entry, Machine, discard
 from raftmft.core.manifest import Manifest
 from raftmft.core.outcome import Outcome
@@ -49,6 +49,10 @@ class ReplicatedState:
         """See Machine.copy_to."""
         return self.machine.copy_to(path)
 
+    def check(self, path: str) -> None:
+        """See Machine.check."""
+        self.machine.check(path)
+
     def load(self, path: str) -> None:
         """See Machine.load; then tells those who asked."""
         self.machine.load(path)
@@ -74,7 +78,7 @@ class ReplicatedState:
 def open_state(data_dir: DataDir, journal: Journal, snapshots: SnapshotFolder) -> ReplicatedState:
     """The state as of the last clean stop, or else that of the newest sound snapshot, which the journal will bring up
     to date; an empty one if there is none. CorruptFile, ConfigError: the state, its mark or a snapshot is of another
-    version, and all are left as they were.
+    version; ProgramTooOld: it is at a feature level that this program does not know. All are left as they were.
     """
     path = str(data_dir.state)
     if data_dir.clean_mark.exists() and data_dir.state.exists():
@@ -100,6 +104,9 @@ def restore_newest(path: str, journal: Journal, snapshots: SnapshotFolder) -> No
             snapshots.restore(snapshot, path + ".new")
             check_format(path + ".new")
             os.rename(path + ".new", path)
+        except ProgramTooOld:
+            os.unlink(path + ".new")
+            raise
         except CorruptFile as damage:
             log.error("a snapshot cannot be used, the one before it must do: %s", damage)
         else:

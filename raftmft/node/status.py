@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raftmft.core.features import FIRST
 from raftmft.core.members import MemberRow
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What status is made of. `loads`: the gossiped load of a member as a dict, {} if none came yet. `states`:
-    alive, suspect or dead. `recorded_sessions`: live sessions a member has in the replicated state.
+    alive, suspect or dead. `recorded_sessions`: live sessions a member has in the replicated state. `level`: the
+    feature level in force.
     """
 
     cluster: str
@@ -27,6 +29,7 @@ class Facts:
     replicas: int
     chunk_count: int
     voters: Sequence[str] = ()
+    level: int = FIRST
 
 
 def describe(facts: Facts) -> dict[str, Any]:
@@ -58,7 +61,7 @@ def describe(facts: Facts) -> dict[str, Any]:
         "leader": names.get(facts.leader or "", None), "term": facts.term, "commit_index": facts.commit_index,
         "can_lose": {"members": max(0, len([m for m in voting if m not in dead]) - majority) if facts.has_quorum else 0,
                      "disks": disks},
-        "under_replicated": under_replicated,
+        "under_replicated": under_replicated, "feature_level": facts.level,
         "members": [_member(facts, m) for m in sorted(facts.members, key=lambda m: m.name)],
     }
 
@@ -77,5 +80,5 @@ def _member(facts: Facts, member: MemberRow) -> dict[str, Any]:
         "applied_index": load.get("applied_index", 0),
         "sessions": facts.recorded_sessions.get(member.id, 0) if sessions is None else sessions,
         "load": round(float(load.get("cpu", 0.0)), 3), "disk_free_bytes": load.get("disk_free", 0),
-        "version": load.get("version", ""),
+        "version": load.get("version") or member.version, "feature_level": member.supports,
     }

@@ -112,4 +112,4 @@ class ClusterView:
             recorded_sessions={m.id: machine.sessions.count(m.id) for m in self.members()}, leader=status.leader,
             term=status.term, commit_index=status.commit_index, has_quorum=status.has_quorum,
             replicas=self._wanted_replicas(), voters=status.configuration.voters,
-            chunk_count=files + size // CHUNK_SIZE)
+            level=machine.settings.level, chunk_count=files + size // CHUNK_SIZE)

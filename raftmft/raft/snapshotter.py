@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 import trio
 
-from raftmft.core.errors import CorruptFile, RaftmftError
+from raftmft.core.errors import CorruptFile, ProgramTooOld, RaftmftError
 from raftmft.raft.driver import RaftDriver
 from raftmft.raft.messages import SnapshotOffer
 from raftmft.raft.snapshots import Snapshot, SnapshotFolder, SnapshotWriter, digest, read_header
@@ -37,6 +37,9 @@ class CopyableMachine(Protocol):
 
     def copy_to(self, path: str) -> int:
         """A copy as of one moment, in a thread; the index it is of."""
+
+    def check(self, path: str) -> None:
+        """Raises ProgramTooOld, and nothing is changed, if this program does not know the feature level of a copy."""
 
     def load(self, path: str) -> None:
         """Takes such a copy in place of the present state; the file is moved."""
@@ -64,7 +67,9 @@ class Snapshotter:
         self._making = trio.Lock()
 
     async def run(self) -> None:
-        """Until cancelled; a thread under way is waited for, and leaves nothing half done."""
+        """Until cancelled; a thread under way is waited for, and leaves nothing half done. ProgramTooOld if the
+        state that a leader offers is at a feature level that this program does not know.
+        """
         for name in ("copy", "incoming"):
             self._clear(name)
         while True:
@@ -109,6 +114,14 @@ class Snapshotter:
         try:
             snapshot = await self._fetched(member, offer)
             await self._in_thread(partial(self._folder.restore, snapshot, path))
+            try:
+                await self._in_thread(partial(self._machine.check, path))
+            except ProgramTooOld:
+                self._folder.discard(snapshot)
+                self._clear("incoming")
+                raise
+        except ProgramTooOld:
+            raise  # to try again does not help: the node stops
         except (OSError, RaftmftError, FrameError) as error:
             logger.warning("the snapshot of entry %d cannot be had from %s now: %s", offer.index, member, error,
                            extra=fields(member=member, index=offer.index))

@@ -5,7 +5,8 @@ id is nil or [member, epoch, seq], fields are the command's in the order of its 
 their fields, too. Every value is checked against the annotation of its field, both ways: what cannot be decoded
 everywhere must never get into the log. An outcome is [VERSION, index, value, nil or [code, text]].
 
-Codecs are built once from the classes' annotations. Adding a field with a default to a command is a new VERSION.
+Codecs are built once from the classes' annotations. A command that gets another field is another command, of a later
+feature level (core/features.py).
 """
 
 from __future__ import annotations

@@ -54,7 +54,9 @@ class Greeting:
 
 @dataclass(frozen=True, slots=True)
 class JoinRequest:
-    """A host asks to be admitted: the token's secret, where it will be found, its public key (PEM), its clock."""
+    """A host asks to be admitted: the token's secret, where it will be found, its public key (PEM), its clock, its
+    program's version and the feature level that this knows.
+    """
 
     secret: bytes = field(repr=False)
     name: str
@@ -64,6 +66,8 @@ class JoinRequest:
     sftp_port: int
     public_key: bytes
     clock_ms: int
+    version: str
+    supports: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +182,8 @@ def decode_answer(value: Any) -> tuple[str, Admitted | str]:
 
 def _fill(kind: type[Any], table: Any) -> Any:
     wanted = {f.name: _TYPES[str(f.type)] for f in fields(kind)}
-    if type(table) is not dict or table.keys() != wanted.keys():
+    if type(table) is not dict or not table.keys() >= wanted.keys():
         raise FrameError(f"a malformed {kind.__name__}")
     if any(type(table[name]) is not type_ for name, type_ in wanted.items()):
         raise FrameError(f"a malformed {kind.__name__}")
-    return kind(**table)
+    return kind(**{name: table[name] for name in wanted})  # a later version may add fields

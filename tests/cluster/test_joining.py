@@ -37,7 +37,7 @@ def now_ms() -> int:
 
 
 def request() -> JoinRequest:
-    return JoinRequest(b"s" * 32, "n9", "127.0.0.1", 1, 1, 1, b"key", now_ms())
+    return JoinRequest(b"s" * 32, "n9", "127.0.0.1", 1, 1, 1, b"key", now_ms(), "1.0", 1)
 
 
 @asynccontextmanager

@@ -295,7 +295,7 @@ def open_plain(file: Path) -> Machine:
 def test_a_file_of_another_format_is_refused_by_name_and_both_versions(world: World) -> None:
     world.machine._db.execute("PRAGMA user_version = 77")
     world.machine.close()
-    with pytest.raises(CorruptFile, match=r"state\.db has state format 77, this program reads format 3"):
+    with pytest.raises(CorruptFile, match=r"state\.db has state format 77, this program reads format 4"):
         open_machine(world.file)
     world.machine = open_machine(world.file + ".other")
 

@@ -170,7 +170,7 @@ def test_a_clock_that_is_a_year_off_is_called_by_its_name(hosts: Hosts, token: s
 def test_the_member_too_looks_at_the_clock(hosts: Hosts, token: str) -> None:
     def ask(shift_s: int) -> None:
         request = JoinRequest(decode_token(token).secret, FIRST, "127.0.0.1", 1, 2, 3, public_key_of(make_key()),
-                              (int(time.time()) + shift_s) * 1000)
+                              (int(time.time()) + shift_s) * 1000, "1.0", 1)
         trio.run(ask_to_join, decode_token(token), lambda: request)
 
     with pytest.raises(RaftmftError, match="clock differs from that of this cluster"):

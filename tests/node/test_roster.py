@@ -95,13 +95,26 @@ def test_an_introduction_older_than_the_own_state_is_passed_over(world: World, t
     assert "4" * 64 not in world.roster.directory()
 
 
-@pytest.mark.parametrize("body", [b"", b"\xc0", msgpack.packb([2, 1, []]), msgpack.packb([1, "x", []]),
+@pytest.mark.parametrize("body", [b"", b"\xc0", msgpack.packb([0, 1, []]), msgpack.packb([1, "x", []]),
                                   msgpack.packb([1, 9, [["f", "m", "h", 1, 1]]]),
                                   msgpack.packb([1, 9, [["4" * 64, "m", "h", 0, 1]]]),
                                   msgpack.packb([1, 9, [["4" * 64, "m", "h", 1, 1]] * 1000])])
 def test_a_malformed_introduction_drops_the_link(world: World, body: bytes) -> None:
     with pytest.raises(FrameError):
         world.roster.introduced("id-n2", body)
+
+
+def test_an_introduction_of_a_later_format_is_passed_over(world: World) -> None:
+    before = world.roster.directory()
+    world.roster.introduced("id-n2", msgpack.packb([2, {"index": 99}, "anything", 4]))
+    assert world.roster.directory() == before
+
+
+def test_what_a_member_runs_is_as_of_its_last_boot(world: World) -> None:
+    assert {row.version for row in world.roster.rows()} == {""}
+    world.ok(c.MemberBoot(ME.id, b"nonce", "7.1", 3))
+    row = next(row for row in world.roster.rows() if row.id == ME.id)
+    assert (row.version, row.supports, row.epoch) == ("7.1", 3, 1)
 
 
 def test_a_joined_host_believes_its_seed_until_it_is_listed(tmp_path: Path) -> None:

@@ -86,6 +86,9 @@ class MemoryMachine:
         Path(path).write_bytes(data)
         return int(pickle.loads(data)["applied"])
 
+    def check(self, path: str) -> None:
+        """There is nothing that it would not know."""
+
     def load(self, path: str) -> None:
         """As the real machine's."""
         self.take(Path(path).read_bytes())
