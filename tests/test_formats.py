@@ -50,6 +50,7 @@ KNOWN = {
     "chunks/*.seg": format.SEGMENT_MAGIC,
     "chunks/*.hint": format.HINT_MAGIC,
     "repair.mark": b"RMFTHELD",
+    "started": datadir.STARTED,
     "keys/cluster.key": keyring.MAGIC,
 }
 """All files of a data directory, by what they begin with."""

@@ -12,28 +12,34 @@ import click
 from raftmft.core.addresses import host_of, is_ipv6
 from raftmft.core.errors import ConfigError
 from raftmft.core.names import user_name_problem
-from raftmft.node.settings import Settings, parse, render
+from raftmft.node.settings import FILE_NAME, Settings, load, parse, render
 
 F = TypeVar("F", bound=Callable[..., Any])
 PORT = click.IntRange(1, 65535)
 
 
 def host_options(command: F) -> F:
-    """Adds the options; the command gets `data_dir: Path` and `settings: Settings`."""
+    """Adds the options; the command gets `data_dir: Path` and `settings: Settings`. With its option `replace` those of
+    a member's directory are taken, unless --advertise is given.
+    """
 
     @click.option("--data-dir", envvar="RAFTMFT_DATA_DIR", required=True, type=click.Path(),
                   help="An empty or new directory for this member.")
     @click.option("--name", help="The member's name.  [default: the advertised host]")
-    @click.option("--advertise", required=True, metavar="HOST",
-                  help="The IP address or DNS name under which the other members find this host.")
+    @click.option("--advertise", metavar="HOST",
+                  help="The IP address or DNS name under which the other members find this host.  [required]")
     @click.option("--listen", metavar="ADDR", help="The address to listen on.  [default: 0.0.0.0, or :: for IPv6]")
     @click.option("--sftp-port", type=PORT, default=2222, show_default=True)
     @click.option("--peer-port", type=PORT, default=7400, show_default=True, help="TCP, between members.")
     @click.option("--gossip-port", type=PORT, default=7400, show_default=True, help="UDP, between members.")
     @click.option("--admin-port", type=PORT, default=7480, show_default=True, help="On loopback.")
     @functools.wraps(command)
-    def wrapped(data_dir: str, name: str | None, advertise: str, listen: str | None, sftp_port: int, peer_port: int,
-                gossip_port: int, admin_port: int, **rest: Any) -> Any:
+    def wrapped(data_dir: str, name: str | None, advertise: str | None, listen: str | None, sftp_port: int,
+                peer_port: int, gossip_port: int, admin_port: int, **rest: Any) -> Any:
+        if advertise is None:
+            if not rest.get("replace") or not (Path(data_dir) / FILE_NAME).exists():
+                raise click.UsageError("Missing option '--advertise'.")
+            return command(data_dir=Path(data_dir).absolute(), settings=load(Path(data_dir)), **rest)
         settings = host_settings(name, advertise, listen, sftp_port=sftp_port, peer_port=peer_port,
                                  gossip_port=gossip_port, admin_port=admin_port)
         return command(data_dir=Path(data_dir).absolute(), settings=settings, **rest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -29,18 +30,28 @@ from raftmft.wire.token import MOST_CHARS, JoinToken, decode_token
 @click.argument("member", metavar="[HOST:PEERPORT]", required=False)
 @click.option("--token", "text", metavar="T", help="The token; others may see it in the list of processes.")
 @click.option("--token-file", envvar="RAFTMFT_TOKEN_FILE", type=click.Path(), help="A file that holds the token.")
+@click.option("--replace", is_flag=True, help="Take the place of the dead member of this name, if there is one. A "
+              "member's directory is made anew, but for its chunks and settings, once this host is admitted.")
 @host_options
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def join(data_dir: Path, settings: Settings, member: str | None, text: str | None, token_file: str | None,
-         output: str) -> None:
-    """Have this host admitted to a cluster; returns when it is. HOST:PEERPORT is asked before the token's addresses."""
+         replace: bool, output: str) -> None:
+    """Have this host admitted to a cluster; returns when it is. HOST:PEERPORT is asked before the token's addresses.
+
+    With --replace also a host whose member lost its disk, or whose journal or state is damaged, or whose cluster was
+    recovered without it: it comes back as another member of the same name, so that it never votes with forgotten state.
+    """
     token = _token(text, token_file)
     if member is not None:
         address_of(member)
     made = DataDir(data_dir)
     check_host(settings, made)
-    with made.made():
-        admitted = _ask(token, settings, member, made)
+    if replace and made.path.is_dir() and any(made.path.iterdir()):
+        with made.made_anew() as clear:
+            admitted = _ask(token, settings, member, made, replace, clear)
+    else:
+        with made.made():
+            admitted = _ask(token, settings, member, made, replace, lambda: None)
     if output == "json":
         print_json({"cluster": admitted.cluster, "name": settings.name, "id": admitted.member, "mode": admitted.mode,
                     "data_dir": str(data_dir)})
@@ -68,7 +79,8 @@ def _spec(row: dict[str, Any]) -> MemberSpec:
     return MemberSpec(**{field.name: row[field.name] for field in fields(MemberSpec)})
 
 
-def _ask(token: JoinToken, settings: Settings, member: str | None, data_dir: DataDir) -> Admitted:
+def _ask(token: JoinToken, settings: Settings, member: str | None, data_dir: DataDir, replace: bool,
+         clear: Callable[[], None]) -> Admitted:
     import trio
 
     from raftmft.cluster.certificates import Issued, make_key, public_key_of
@@ -80,10 +92,11 @@ def _ask(token: JoinToken, settings: Settings, member: str | None, data_dir: Dat
     def request() -> JoinRequest:
         return JoinRequest(token.secret, settings.name, settings.advertise, settings.peer_port, settings.gossip_port,
                            settings.sftp_port, public_key, time.time_ns() // 1_000_000, __version__,
-                           features.CURRENT.newest)
+                           features.CURRENT.newest, replace)
 
     admitted, authority = trio.run(partial(ask_to_join, token, request, member))
     try:
+        clear()
         seed = Seed(admitted.cluster, admitted.cluster_id, admitted.member,
                     tuple(_spec(row) for row in admitted.members), admitted.replicas, admitted.host_public_key,
                     admitted.sealed_host_key.hex(), admitted.sealed_ca_key.hex(), founder=False)
@@ -91,6 +104,6 @@ def _ask(token: JoinToken, settings: Settings, member: str | None, data_dir: Dat
                      key_name=admitted.key_name)
     except (OSError, TypeError, ValueError, KeyError) as error:
         raise RaftmftError(f"this host was admitted as {settings.name}, but {data_dir.path} could not be filled "
-                           f"({getattr(error, 'strerror', None) or error}); raftmft member remove it there and join "
-                           "again") from None
+                           f"({getattr(error, 'strerror', None) or error}); mend that, make another token, and "
+                           "join again with --replace") from None
     return admitted

@@ -184,9 +184,11 @@ def load_member(files: CertificateFiles) -> Issued:
         certificate = x509.load_pem_x509_certificate(issued.certificate)
         matches = certificate.public_key() == _load_key(issued.key).public_key()
     except ValueError:
-        raise CorruptFile(f"{files.certificate} or {files.key} is no PEM: restore them or join again") from None
+        raise CorruptFile(f"{files.certificate} or {files.key} is no PEM: restore them, or join anew by "
+                          "raftmft join --replace") from None
     if not matches:
-        raise CorruptFile(f"{files.key} is not the key of {files.certificate}: restore them or join again")
+        raise CorruptFile(f"{files.key} is not the key of {files.certificate}: restore them, or join anew "
+                          "by raftmft join --replace")
     return issued
 
 

@@ -146,8 +146,8 @@ async def _identify(me: Self, stream: TlsStream, directory: Directory) -> tuple[
             me.judge(hello.member, stream.peer_certificate(), hello.chain))
         if objection:
             await _refuse(me, stream, "your certificate is not listed in this cluster, as far as this member knows: "
-                                      "if it was revoked, or the member removed, let this host join again, into a new "
-                                      "data directory")
+                                      "if it was revoked, or the member removed, let this host join anew by raftmft "
+                                      "join --replace")
             raise PeerRefused(f"an unlisted certificate ({stream.peer_fingerprint()[:16]}...) knocked: {objection}")
         member = hello.member
     problem = None

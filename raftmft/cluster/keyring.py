@@ -151,13 +151,13 @@ def check_key(name: str, key: bytes) -> None:
 
 def _decode(path: Path, data: bytes) -> list[RingKey]:
     if len(data) < _HEAD.size or data[:len(MAGIC)] != MAGIC:
-        raise CorruptFile(f"{path} is no file of cluster keys: restore a copy, or remove this member and join again")
+        raise CorruptFile(f"{path} is no file of cluster keys: restore a copy, or join anew by raftmft join --replace")
     _, version, checksum = _HEAD.unpack_from(data)
     if version != VERSION:
         raise CorruptFile(f"{path} has key file format {version}, this program knows {VERSION}: run the version that "
                           "wrote it")
     body = data[_HEAD.size:]
-    damaged = CorruptFile(f"{path} is damaged: restore a copy, or remove this member and join again")
+    damaged = CorruptFile(f"{path} is damaged: restore a copy, or join anew by raftmft join --replace")
     if zlib.crc32(body) != checksum:
         raise damaged
     try:

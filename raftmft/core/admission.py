@@ -11,7 +11,7 @@ from typing import Any
 
 from raftmft.core.audit import AuditWriter
 from raftmft.core.certificates import Certificates
-from raftmft.core.commands import MemberAdmit, TokenCreate
+from raftmft.core.commands import MemberAdmit, MemberRemove, TokenCreate
 from raftmft.core.members import Members
 from raftmft.core.names import clipped
 from raftmft.core.outcome import Code
@@ -66,7 +66,14 @@ class Admission:
             return {"member": member, "mode": admitted.mode}
         if state.now_ms >= expires_ms:
             raise Refuse(Code.PERMISSION, "the token has expired; make another with raftmft token create")
-        self._members.add(replace(spec, mode=mode), command.not_after_ms, command.version, command.supports)
+        old = self._members.get(command.replaces) if command.replaces else None
+        if old is not None:
+            if old.name != spec.name:
+                raise Refuse(Code.CONFLICT, f"{clipped(old.name, 64)} is called otherwise and cannot be replaced so")
+            self._members.remove(MemberRemove(old.id))
+        weight = spec.weight if old is None else old.weight
+        self._members.add(replace(spec, mode=mode, weight=weight), command.not_after_ms, command.version,
+                          command.supports)
         state.db.execute("UPDATE tokens SET member = ?, key = ? WHERE token = ?",
                          (spec.id, clipped(command.key, 128), command.token))
         self._audit.admin(f"member join {clipped(spec.name, 64)} ({spec.host}) as {mode}", member=spec.id)

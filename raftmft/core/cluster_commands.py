@@ -31,18 +31,20 @@ class Bootstrap(Command):
 @dataclass(frozen=True, slots=True)
 class Refound(Command):
     """`member` alone makes up the cluster, under another `cluster_id`: by `how` "recover" or "restore", which is for
-    the audit log. Never proposed: stopped members' journals are made to hold it (raft/offline.py). What is empty of
-    the last four stays as it is. Value: {"gone": [names of those that were members]}.
+    the audit log. Never proposed: stopped members' journals are made to hold it (raft/offline.py). The cluster key
+    `key` takes the place of `base`, and seals the secrets that come with it; an empty host key line stays as it was.
+    Value: {"gone": [names of those that were members]}.
     """
 
     how: str
     member: MemberSpec
     not_after_ms: int
     cluster_id: str
-    key: str = ""
+    base: str
+    key: str
+    sealed_host_key: bytes
+    sealed_ca_key: bytes
     host_public_key: str = ""
-    sealed_host_key: bytes = b""
-    sealed_ca_key: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,8 @@ class ExpireMember(Command):
 class MemberAdmit(Command):
     """A host that showed a join token becomes a member, as a learner without chunks. `token` is the hash of the token's
     secret; `key` names the host's public key, so that the same host asking twice is admitted once. `member.mode` is
-    ignored: the token decides. `version` and `supports` as in MemberBoot. Value: {"member": id, "mode": str}.
+    ignored: the token decides. `version` and `supports` as in MemberBoot. `replaces`: the id of a dead member of this
+    name, which goes with this entry. Value: {"member": id, "mode": str}.
     """
 
     token: str
@@ -89,6 +92,7 @@ class MemberAdmit(Command):
     not_after_ms: int
     version: str = ""
     supports: int = FIRST
+    replaces: str = ""
 
 
 @dataclass(frozen=True, slots=True)

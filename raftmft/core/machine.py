@@ -309,6 +309,8 @@ class Machine:
             db.execute("RELEASE entry")
             if isinstance(command, _ENDS_EPOCH) and epoch != self.members.epoch(command.member):
                 self._dedup.forget(command.member)
+            elif isinstance(command, c.MemberAdmit) and command.replaces:
+                self._dedup.forget(command.replaces)
             elif kind is c.Refound:
                 self._dedup.forget_all()
         return outcome, encoded

@@ -3,7 +3,7 @@
 All that was only true of the processes and hosts of before ends here: members, their certificates, sessions, uploads,
 join tokens, kept outcomes. What the users have stays: names, content, partials, bans, options, the audit log, which
 records it. The old cluster's members are not listed any more, speak of another cluster id, and know a cluster key that
-is owed a rotation or replaced here: nothing that they say is believed.
+is replaced here: nothing that they say is believed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Refounding:
         check_spec(spec)
         if command.how not in HOWS or not command.cluster_id or command.cluster_id == settings.cluster_id:
             raise Refuse(Code.INVALID, "a cluster is made anew by recover or restore, under an id of its own")
-        if bool(command.key) != bool(command.sealed_host_key and command.sealed_ca_key):
+        if command.key in ("", settings.key) or not (command.sealed_host_key and command.sealed_ca_key):
             raise Refuse(Code.INVALID, "another cluster key comes with the secrets that it seals")
         if not 0 <= command.not_after_ms < MAX_TIME_MS:
             raise Refuse(Code.INVALID, "a certificate has an end")
@@ -51,7 +51,7 @@ class Refounding:
         for key, value in values.items():
             if value:
                 settings.put(key, value)
-        settings.put("owes_rotation", 0 if command.key else self._state.index)
+        settings.put("owes_rotation", 0)
         settings.move_placement()
         names = ", ".join(clipped(row.name, 64) for row in gone) or "none"
         self._audit.admin(f"cluster {command.how}: {clipped(spec.name, 64)} goes on alone, given up: {names}; cluster "

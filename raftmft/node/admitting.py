@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+import trio
+
 from raftmft.cluster.certificates import (
     CertificateFiles,
     Issued,
@@ -25,14 +27,19 @@ from raftmft.node.state import ReplicatedState
 from raftmft.wire.joining import Admitted, decode_join, decode_renew, statement
 from raftmft.wire.token import hash_of
 
+DEAD_WAIT_S, LOOK_EVERY_S = 4.5, 0.1
+"""A member that ended just now is not held for dead yet. Below joining.ANSWER_LIMIT_S."""
 _SPEC = ("id", "name", "host", "peer_port", "gossip_port", "sftp_port", "fingerprint", "mode", "weight")
 
 
 class Admitting:
-    """Answers JOIN requests. `cluster_key` gives the key that the replicated secrets are sealed with now."""
+    """Answers JOIN requests. `cluster_key` gives the key that the replicated secrets are sealed with now, `is_dead`
+    whether a member is dead as far as this one can tell.
+    """
 
     def __init__(self, state: ReplicatedState, epoch: Epoch, files: CertificateFiles, cluster_key: Callable[[], bytes],
-                 clock_ms: Callable[[], int]) -> None:
+                 clock_ms: Callable[[], int], is_dead: Callable[[str], bool]) -> None:
+        self._is_dead = is_dead
         self._state, self._epoch, self._files = state, epoch, files
         self._cluster_key, self._clock_ms = cluster_key, clock_ms
 
@@ -51,10 +58,25 @@ class Admitting:
         certificate = sign_member(authority, member, request.public_key)
         spec = MemberSpec(member, request.name, request.host, request.peer_port, request.gossip_port,
                           request.sftp_port, fingerprint_of_pem(certificate))
+        replaces = await self._dead_one(request.name, member) if request.replace else ""
         admitted = await self._epoch.value(MemberAdmit(
             hash_of(request.secret), hashlib.sha256(request.public_key).hexdigest(), spec,
-            int(expires_at(certificate).timestamp() * 1000), request.version, request.supports))
+            int(expires_at(certificate).timestamp() * 1000), request.version, request.supports, replaces))
         return self._all(admitted["member"], admitted["mode"], certificate)
+
+    async def _dead_one(self, name: str, member: str) -> str:
+        """The id of the member of this name, which must be dead, or die within DEAD_WAIT_S; "" if there is none."""
+        deadline = trio.current_time() + DEAD_WAIT_S
+        while True:
+            row = next((m for m in self._state.machine.members.list() if m.name == name and m.id != member), None)
+            if row is None:
+                return ""
+            if self._is_dead(row.id):
+                return row.id
+            if trio.current_time() >= deadline:
+                raise RaftmftError(f"the member {name} is alive, or was a moment ago; --replace takes the place of a "
+                                   "dead one: stop its node and try again, or give another --name")
+            await trio.sleep(LOOK_EVERY_S)
 
     async def renew(self, table: dict[str, Any]) -> Admitted:
         """Another certificate for a member whose own has expired, so that it can link with nobody. It must be listed

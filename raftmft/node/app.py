@@ -72,13 +72,12 @@ from raftmft.node.renewal import Renewal
 from raftmft.node.roster import INTRODUCTION, Roster
 from raftmft.node.settings import Settings
 from raftmft.node.sockets import Listeners
-from raftmft.node.state import close_state, open_state
+from raftmft.node.state import close_state, open_journal, open_state
 from raftmft.node.stewards import Stewards
 from raftmft.node.tokens import Tokens
 from raftmft.node.view import ClusterView
 from raftmft.node.workers import Worker, Workers
 from raftmft.raft.driver import RaftDriver
-from raftmft.raft.journal import Journal
 from raftmft.raft.replica import Replica
 from raftmft.raft.snapshots import SnapshotFolder
 from raftmft.raft.snapshotter import Snapshotter
@@ -121,11 +120,7 @@ class Node:
 
     # --- parts ------------------------------------------------------------------------------------
     def _make_raft(self) -> None:
-        journal_path = self.data_dir.journal
-        if self.data_dir.state.exists() and not Journal.exists(str(journal_path)):
-            raise ConfigError(f"{journal_path} is lost: this member must not vote with forgotten state; restore "
-                              "the whole directory, or remove the member and let a new one join")
-        journal = Journal(str(journal_path))
+        journal = open_journal(self.data_dir)
         self.snapshots = SnapshotFolder(str(self.data_dir.snapshots))
         self.snapshots.drop_beyond(journal.last_index)
         self.state = open_state(self.data_dir, journal, self.snapshots)
@@ -182,7 +177,7 @@ class Node:
     def _make_service(self) -> None:
         self.epoch = Epoch(self.driver, self.me, lambda: self.state.machine.settings.level)
         self.admitting = Admitting(self.state, self.epoch, self.data_dir.certificates,
-                                   self.keys.present, now_ms)
+                                   self.keys.present, now_ms, self._is_dead)
         self.renewal = Renewal(self.seed.cluster_id, self.me, self.data_dir.certificates, self.state, self.epoch,
                                self.keys.authority_key, self.contexts, now_ms)
         self.address = Address(self.settings, self.roster, self.epoch)
@@ -326,8 +321,7 @@ class Node:
 
     async def _watch_removal(self) -> None:
         await self.removed.wait()
-        raise RaftmftError("this member was removed from its cluster; to let this host in again, give it a new data "
-                           "directory and raftmft join")
+        raise RaftmftError("this member was removed from its cluster; let this host in again by raftmft join --replace")
 
     def _link_down(self, member: str) -> None:
         self.driver.peer_disconnected(member)
@@ -335,6 +329,9 @@ class Node:
 
     async def _part_of_snapshot(self, wanted: bytes) -> bytes | None:
         return await trio.to_thread.run_sync(self.snapshots.find, wanted)
+
+    def _is_dead(self, member: str) -> bool:
+        return self.view.states().get(member, "dead") == "dead" and not self.links.hears(member)
 
     async def _admit(self, table: dict[str, Any]) -> Admitted:
         return await self.admitting.join(table)

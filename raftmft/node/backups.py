@@ -23,9 +23,10 @@ from raftmft.cluster.certificates import (
     unseal,
 )
 from raftmft.cluster.keyring import RingKey, name_of
+from raftmft.core import features
 from raftmft.core.audit import AuditLog
 from raftmft.core.commands import Envelope, MemberSpec, Refound
-from raftmft.core.errors import ConfigError, CorruptFile
+from raftmft.core.errors import ConfigError, CorruptFile, ProgramTooOld
 from raftmft.core.machine import discard, open_reader
 from raftmft.core.settings import Settings as StateSettings
 from raftmft.core.state import State
@@ -101,6 +102,8 @@ def _facts(path: Path, snapshot: Snapshot, reader: sqlite3.Connection) -> Backup
     if state.applied > snapshot.index or not settings.is_bootstrapped:
         raise CorruptFile(f"{path} is of entry {snapshot.index} and its state of entry {state.applied}: it holds no "
                           "cluster; use another backup")
+    if settings.level > features.CURRENT.newest:
+        raise ProgramTooOld(features.too_old(settings.level, features.CURRENT.newest))
     if (bad := audit.verify()) is not None:
         raise CorruptFile(f"{path}: the audit record at index {bad} does not fit those before it; use another backup")
     users, files, size = reader.execute(
@@ -129,8 +132,8 @@ def restore(path: Path, made: DataDir, settings: Settings, keys: Sequence[RingKe
                       settings.sftp_port, issued.fingerprint)
     sealed = seal(cluster_key, HOST_KEY, host_key), seal(cluster_key, AUTHORITY_KEY, authority.key)
     _begin(path, made, me, Refound(
-        "restore", spec, int(expires_at(issued.certificate).timestamp() * 1000), cluster_id, key_name, host_public_key,
-        *sealed))
+        "restore", spec, int(expires_at(issued.certificate).timestamp() * 1000), cluster_id, backup.key, key_name,
+        *sealed, host_public_key))
     write_member(made, settings, authority.certificate, issued, cluster_key, Seed(
         backup.cluster, cluster_id, me, (spec,), backup.replicas, host_public_key, sealed[0].hex(), sealed[1].hex(),
         founder=False), key_name=key_name)

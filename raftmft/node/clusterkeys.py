@@ -19,7 +19,7 @@ from raftmft.cluster.certificates import CLUSTER_KEY_SIZE, seal, unseal
 from raftmft.cluster.keyring import KeyMissing, KeyRing
 from raftmft.cluster.links import PeerLinks, PeerUnreachable, RequestFailed, RequestLost
 from raftmft.cluster.rotation import Rotation
-from raftmft.core.commands import Command, KeyRotate
+from raftmft.core.commands import Command, KeyRotate, Refound
 from raftmft.core.errors import RaftmftError
 from raftmft.core.machine import Entry
 from raftmft.core.outcome import Outcome
@@ -98,7 +98,7 @@ class ClusterKeys:
     def _applied(self, entries: Sequence[Entry], outcomes: Sequence[Outcome]) -> None:
         for entry, outcome in zip(entries, outcomes, strict=True):
             command = entry.envelope.command
-            if isinstance(command, KeyRotate) and outcome.rejection is None:
+            if isinstance(command, (KeyRotate, Refound)) and outcome.rejection is None:
                 # Written and synced here, in the loop: rare, short, and the old key must be gone from disk before the
                 # state that knows of it can be marked as clean. An OSError stops the node.
                 self._ring.rotated(command.base, command.key)

@@ -13,7 +13,7 @@ import fcntl
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from raftmft.node import jsonfile
 
 SEED, SEED_FORMAT = "seed", 2
 CLEAN_MAGIC, CLEAN_FORMAT = b"raftmft clean ", 1
+STARTED = b"raftmft started 1\n"
 PROBE_BYTES = 1 << 20
 """Written and synced before anything else: what a new member's directory must at least have room for."""
 LOST_FOUND = "lost+found"  # every fresh ext file system has it
@@ -101,6 +102,11 @@ class DataDir:
         return self.path / "state" / "clean"
 
     @property
+    def started_mark(self) -> Path:
+        """Stands from the moment at which this member had a journal: without one it has forgotten what it promised."""
+        return self.path / "started"
+
+    @property
     def repair_mark(self) -> Path:
         """Through which Raft index this member holds the chunks it should."""
         return self.path / "repair.mark"
@@ -153,6 +159,34 @@ class DataDir:
                 _remove_empty_folders(self.path, top)
             if locked >= 0:
                 os.close(locked)
+
+    @contextmanager
+    def made_anew(self) -> Iterator[Callable[[], None]]:
+        """For a member's directory that is to become another member's: locked for the block, which gets a function that
+        removes all but chunks, settings and logs, and makes the folders. Until that is called nothing is changed; after
+        it the directory is no member's until a seed is written. ConfigError if it is no member's, or its node runs.
+        """
+        self.check_owner()
+        if not any((self.path / name).exists() for name in ("seed.json", "raftmft.toml")):
+            raise ConfigError(f"{self.path} is neither empty nor a member's: give a member's data directory, or an "
+                              "empty or new one")
+        self.lock()
+        try:
+            yield self._clear
+        finally:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def _clear(self) -> None:
+        (self.path / "seed.json").unlink(missing_ok=True)
+        sync_folder(self.path)  # first: what is left of a member is not run
+        for path in (self.repair_mark, self.started_mark, self.admin_token, self.admin_socket, self.pid_file):
+            path.unlink(missing_ok=True)
+        for folder in (self.journal.parent, self.state.parent, self.keys):
+            if folder.is_dir():
+                shutil.rmtree(folder)
+        for folder in (self.keys, self.chunks, self.journal.parent, self.state.parent):
+            folder.mkdir(mode=0o700, exist_ok=True)
 
     def _empty(self) -> None:
         for path in self.path.iterdir():

@@ -10,13 +10,15 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 
-from raftmft.core.errors import CorruptFile, ProgramTooOld
+from raftmft.cluster.certificates import write_file
+from raftmft.core.errors import ConfigError, CorruptFile, ProgramTooOld
 from raftmft.core.machine import Entry, Machine, discard
 from raftmft.core.manifest import Manifest
 from raftmft.core.outcome import Outcome
 from raftmft.core.schema import check_format
-from raftmft.node.datadir import DataDir
+from raftmft.node.datadir import STARTED, DataDir
 from raftmft.raft.journal import Journal
+from raftmft.raft.segment import ANEW
 from raftmft.raft.snapshots import SnapshotFolder
 from raftmft.wire.commands import decode_outcome, encode_outcome
 from raftmft.wire.loglines import fields
@@ -75,6 +77,16 @@ class ReplicatedState:
         self._subscribers.append(subscriber)
 
 
+def open_journal(data_dir: DataDir) -> Journal:
+    """This member's journal. ConfigError if there was one and it is lost: its promises (votes, acknowledgements) are
+    forgotten. CorruptFile if it is damaged.
+    """
+    began = data_dir.started_mark.exists() or data_dir.state.exists()
+    if began and not Journal.exists(str(data_dir.journal)):
+        raise ConfigError(f"{data_dir.journal} is lost, and this member must not vote with forgotten state; {ANEW}")
+    return Journal(str(data_dir.journal))
+
+
 def open_state(data_dir: DataDir, journal: Journal, snapshots: SnapshotFolder) -> ReplicatedState:
     """The state as of the last clean stop, or else that of the newest sound snapshot, which the journal will bring up
     to date; an empty one if there is none. CorruptFile, ConfigError: the state, its mark or a snapshot is of another
@@ -90,7 +102,10 @@ def open_state(data_dir: DataDir, journal: Journal, snapshots: SnapshotFolder) -
             log.warning("%s is missing; the state is made again from the journal", path)
         discard(path)
         restore_newest(path, journal, snapshots)
-    return ReplicatedState(Machine(path, encode_outcome=encode_outcome, decode_outcome=decode_outcome))
+    state = ReplicatedState(Machine(path, encode_outcome=encode_outcome, decode_outcome=decode_outcome))
+    if not data_dir.started_mark.exists():
+        write_file(data_dir.started_mark, STARTED)  # the journal is there; from now on it must not be missing
+    return state
 
 
 def restore_newest(path: str, journal: Journal, snapshots: SnapshotFolder) -> None:

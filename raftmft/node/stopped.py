@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from raftmft.cluster.certificates import SealBroken, expires_at, unseal
-from raftmft.cluster.keyring import KeyRing, RingKey
+from raftmft.cluster.certificates import CLUSTER_KEY_SIZE, SealBroken, expires_at, seal, unseal
+from raftmft.cluster.keyring import KeyRing, RingKey, name_of
 from raftmft.core.commands import Envelope, MemberSpec, Refound
 from raftmft.core.errors import ConfigError
 from raftmft.core.machine import Machine, discard
@@ -126,15 +126,21 @@ class Stopped:
             return [row for row, answers in zip(others, threads.map(_answers, others), strict=True) if answers]
 
     def recover(self) -> str:
-        """Makes this member the only one, from its next start on; the cluster's new id. A crash in between leaves a
-        member that links with nobody: recover it again.
+        """Makes this member the only one, from its next start on; the cluster's new id. After `check_key`. A crash in
+        between leaves a member that links with nobody: recover it again.
         """
         survivor, cluster_id = self.survivor, secrets.token_hex(8)
         certificate = self.data_dir.certificates.certificate.read_bytes()
         row = survivor.me
         spec = MemberSpec(row.id, row.name, row.host, row.peer_port, row.gossip_port, row.sftp_port, row.fingerprint,
                           row.mode, row.weight)
-        command = Refound("recover", spec, int(expires_at(certificate).timestamp() * 1000), cluster_id)
+        ring, key = KeyRing.load(self.data_dir.cluster_key), secrets.token_bytes(CLUSTER_KEY_SIZE)
+        old = ring.present(survivor.key)
+        ring.offer(name_of(key), survivor.key, key)
+        command = Refound(
+            "recover", spec, int(expires_at(certificate).timestamp() * 1000), cluster_id, survivor.key, name_of(key),
+            seal(key, HOST_KEY, unseal(old, HOST_KEY, survivor.sealed_host_key)),
+            seal(key, AUTHORITY_KEY, unseal(old, AUTHORITY_KEY, survivor.sealed_ca_key)))
         # First the id: from then on no link to a member of before is made or taken, whatever state the node begins at,
         # and as no founder it has no vote before its log says so.
         self.data_dir.write_seed(replace(self.seed, cluster_id=cluster_id, members=(spec,),

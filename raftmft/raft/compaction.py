@@ -14,6 +14,7 @@ from raftmft.core.outcome import Outcome
 from raftmft.raft.engine import Engine
 from raftmft.raft.journal import Journal
 from raftmft.raft.messages import SnapshotOffer
+from raftmft.raft.segment import ANEW
 
 SNAPSHOT_ENTRIES = 100_000
 SNAPSHOT_BYTES = 64 << 20
@@ -63,7 +64,7 @@ class Compaction:
         if machine.applied < journal.base_index:
             raise CorruptFile(
                 f"{journal.path} begins behind entry {journal.base_index} but the state holds entry {machine.applied} "
-                "only, and no sound snapshot bridges them. Restore this member from the others"
+                f"only, and no sound snapshot bridges them; {ANEW}"
             )
         self._engine, self._journal, self._machine = engine, journal, machine
         self._indexes = [snapshot.index for snapshot in snapshots]

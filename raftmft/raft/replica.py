@@ -41,6 +41,7 @@ from raftmft.raft.messages import (
     decode,
 )
 from raftmft.raft.proposals import Proposal, ProposalTable
+from raftmft.raft.segment import ANEW
 from raftmft.raft.timing import Timing
 from raftmft.raft.transport import Outgoing
 from raftmft.wire.frames import FrameError
@@ -102,7 +103,7 @@ class Replica:
         if machine.applied > journal.last_index:
             raise CorruptFile(
                 f"{journal.path} ends at entry {journal.last_index} but the state holds entry {machine.applied}: the "
-                "journal was lost or replaced. Restore this member from the others"
+                f"journal was lost or replaced; {ANEW}"
             )
         self.engine.set_applied(max(1, machine.applied))
         self.compaction = Compaction(self.engine, journal, machine, snapshots)

@@ -25,7 +25,9 @@ MAGIC = b"raftmft-journal\n"
 VERSION = 2
 ENTRY, TRUNCATE, HARD_STATE, COMMIT, BASE, RESET = 1, 2, 3, 4, 5, 6
 MARK = b"RMFB"
-RESTORE = "nothing was changed. Restore this member from the others"
+ANEW = "have this member made anew from the others: raftmft join --replace"
+"""What a person does about a log or state that is of no use any more."""
+RESTORE = f"nothing was changed; {ANEW}"
 _HEAD = struct.Struct("<16sIQI")
 _BATCH = struct.Struct("<4sIQI")
 _RECORD = struct.Struct("<BI")

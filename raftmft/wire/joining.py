@@ -30,7 +30,7 @@ NONCE_BYTES, HASH_CHARS = 32, 64
 _PROOF_CONTEXT = "raftmft 2026-11 join proof v1"
 JOIN, RENEW = "join", "renew"
 OK, REFUSED, NO_QUORUM, UNKNOWN = "ok", "refused", "no-quorum", "unknown"
-_TYPES = {"str": str, "int": int, "bytes": bytes, "list[dict[str, Any]]": list}
+_TYPES = {"str": str, "int": int, "bool": bool, "bytes": bytes, "list[dict[str, Any]]": list}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Greeting:
 @dataclass(frozen=True, slots=True)
 class JoinRequest:
     """A host asks to be admitted: the token's secret, where it will be found, its public key (PEM), its clock, its
-    program's version and the feature level that this knows.
+    program's version and the feature level that this knows, and whether it takes a dead member's place and name.
     """
 
     secret: bytes = field(repr=False)
@@ -68,6 +68,7 @@ class JoinRequest:
     clock_ms: int
     version: str
     supports: int
+    replace: bool = False
 
 
 @dataclass(frozen=True, slots=True)

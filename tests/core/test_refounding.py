@@ -11,9 +11,9 @@ from raftmft.core import commands as c
 from raftmft.core.outcome import Code
 from tests.core.machine_world import HOUR_MS, MEMBERS, World, content, path
 
-RECOVER = c.Refound("recover", MEMBERS[0], 5, "new id")
+RECOVER = c.Refound("recover", MEMBERS[0], 5, "new id", "", "key2", b"host 2", b"ca 2")
 FRESH = c.MemberSpec("id-new", "new", "10.0.0.9", 7400, 7400, 2222, "9" * 64)
-RESTORE = c.Refound("restore", FRESH, 5, "new id", "key2", "ssh-ed25519 BBBB", b"host 2", b"ca 2")
+RESTORE = c.Refound("restore", FRESH, 5, "new id", "", "key2", b"host 2", b"ca 2", "ssh-ed25519 BBBB")
 
 
 @pytest.fixture
@@ -47,15 +47,14 @@ def test_members_sessions_uploads_and_tokens_end_and_files_stay(world: World, co
     assert machine.audit.verify() is None
 
 
-def test_recovery_owes_a_rotation_and_restoring_brings_another_key(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("command", "line"), [(RECOVER, "ssh-ed25519 AAAA host"), (RESTORE, "ssh-ed25519 BBBB")])
+def test_the_secrets_are_under_another_key_from_there_on(world: World, command: c.Refound, line: str) -> None:
+    world.ok(c.MemberRemove("id-n2"))
+    world.ok(command)
     settings = world.machine.settings
-    world.ok(RECOVER)
-    assert settings.owes_rotation and (settings.key, settings.sealed_host_key) == ("", b"sealed host")
-    other = World(tmp_path / "other.db")
-    other.ok(RESTORE)
-    settings = other.machine.settings
-    assert not settings.owes_rotation and settings.key == "key2" and settings.host_public_key == "ssh-ed25519 BBBB"
-    assert (settings.sealed_host_key, settings.sealed_ca_key) == (b"host 2", b"ca 2")
+    assert not settings.owes_rotation, "who was cut off does not know this key"
+    assert (settings.key, settings.sealed_host_key, settings.sealed_ca_key) == ("key2", b"host 2", b"ca 2")
+    assert settings.host_public_key == line
 
 
 def test_nothing_that_was_under_way_in_the_old_cluster_is_applied(world: World) -> None:
@@ -77,7 +76,7 @@ def test_a_witness_that_survives_stores_and_serves(world: World) -> None:
 
 def test_malformed_ones_change_nothing(world: World, tmp_path: Path) -> None:
     for bad in (replace(RECOVER, how="else"), replace(RECOVER, cluster_id=""), replace(RECOVER, cluster_id="c0ffee"),
-                replace(RECOVER, key="k"), replace(RESTORE, sealed_ca_key=b""), replace(RECOVER, not_after_ms=-1),
+                replace(RECOVER, key=""), replace(RESTORE, sealed_ca_key=b""), replace(RECOVER, not_after_ms=-1),
                 replace(RESTORE, member=replace(FRESH, host="a b"))):
         assert world.refused(bad) == Code.INVALID, bad
     assert World(tmp_path / "none.db", bootstrap=False).refused(RECOVER) == Code.INVALID

@@ -50,6 +50,28 @@ def test_a_host_whose_answer_was_lost_is_admitted_once(world: World) -> None:
     assert world.refused(c.MemberAdmit(TOKEN, "host key", again, 6)) == Code.PERMISSION, "it runs already"
 
 
+def test_a_host_takes_a_dead_members_place_in_one_entry(world: World) -> None:
+    world.ok(c.MemberSet("id-n2", weight=250))
+    epoch = world.boot("id-n2")
+    world.ok(c.UserAdd("ann"))
+    session = world.login(member="id-n2")
+    new = replace(NEW, name="n2")
+    world.ok(c.TokenCreate(TOKEN, "active", HOUR_MS))
+    assert world.refused(c.MemberAdmit(TOKEN, "host key", new, 5)) == Code.EXISTS
+    assert world.refused(c.MemberAdmit(TOKEN, "host key", new, 5, replaces="id-n3")) == Code.CONFLICT, "of another name"
+    before = world.machine.settings.placement
+    world.ok(c.MemberAdmit(TOKEN, "host key", new, 5, replaces="id-n2"))
+    machine = world.machine
+    member = machine.members.get("id-n4")
+    assert member is not None and (member.name, member.weight, member.joined) == ("n2", 250, 0)
+    assert machine.members.get("id-n2") is None and machine.sessions.get(session) is None
+    assert "id-n2" not in machine.certificates.listed().values() and machine.settings.owes_rotation
+    assert machine.settings.placement > before
+    late = world.apply(c.UserAdd("bob"), identity=c.CommandId("id-n2", epoch, 1))
+    assert late.rejection is not None and late.rejection.code == Code.STALE_EPOCH
+    assert world.ok(c.MemberAdmit(TOKEN, "host key", new, 5, replaces="id-n2"))["member"] == "id-n4", "asked again"
+
+
 def test_expired_unknown_and_malformed_tokens_admit_nobody(world: World) -> None:
     world.ok(c.TokenCreate(TOKEN, "active", 1000))
     world.now_ms += 1000

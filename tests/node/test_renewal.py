@@ -84,7 +84,7 @@ class World:
     @asynccontextmanager
     async def door(self) -> AsyncIterator[str]:
         files = self.files["a"]
-        admitting = Admitting(self.state, self.epoch, files, lambda: KEY, now_ms)  # type: ignore[arg-type]
+        admitting = Admitting(self.state, self.epoch, files, lambda: KEY, now_ms, lambda _: True)  # type: ignore[arg-type]
         me = Self("a", CLUSTER, certs.server_context(files), certs.client_context(files))
 
         async def nobody(*_: Any) -> None:
@@ -171,7 +171,7 @@ async def test_who_may_not_renew(tmp_path: Path, how: str) -> None:
         old = certs.issue_member(world.authority, "b", now=NOW - timedelta(days=100))
     else:
         name = "a"
-    admitting = Admitting(world.state, world.epoch, world.files["a"], lambda: KEY, now_ms)  # type: ignore[arg-type]
+    admitting = Admitting(world.state, world.epoch, world.files["a"], lambda: KEY, now_ms, lambda _: True)  # type: ignore[arg-type]
     public_key, at = certs.public_key_of(certs.make_key()), now_ms()
     said = joining.statement(CLUSTER, name, public_key, at)
     before = world.state.machine.certificates.listed()

@@ -54,10 +54,10 @@ FULL: dict[type[c.Command], c.Command] = {type(x): x for x in (
     c.Mkdir(1, (b"a", b"b"), 7), c.Rmdir(1, ()), c.Remove(1, ()), c.Rename(1, (), (b"x",), True),
     c.SetStat(1, (), ATTRS, 9, False), c.Symlink(1, (b"a",), b"t"), c.Link(1, (), (b"x",)),
     c.CopyData(1, 2, 3, MANIFEST, 4),
-    c.MemberAdmit("t", "k", SPEC, 5), c.MemberReady("m"), c.FeatureRaise(2),
+    c.MemberAdmit("t", "k", SPEC, 5, "1", 2, "old"), c.MemberReady("m"), c.FeatureRaise(2),
     c.MemberSet("m", "h", 1, None, 3, "active", 4, "a"), c.MemberRemove("m", "a"), c.KeyRotate("b", "k", b"h", b"c", 7),
     c.TokenCreate("t", "active", 5, "a"), c.CertAdd("m", "f", 5), c.CertRetire("m", "f"), c.CertRevoke("f", "a"),
-    c.Refound("restore", SPEC, 5, "id", "k", "ssh-ed25519 A", b"h", b"c"),
+    c.Refound("restore", SPEC, 5, "id", "b", "k", b"h", b"c", "ssh-ed25519 A"),
     c.ConfigSet("k", "v", "a"), c.BanAdd("::/0", 5, "r", "a"), c.BanRemove("::/0", "a"), c.SessionKill(5, "a"),
     c.AdminTokenAdd("n", "r", "h", "a"), c.AdminTokenRemove("n", "a"))}
 
