@@ -36,6 +36,7 @@ class Cluster(World):
         self.loss, self.repeat, self.skip_barrier = loss, repeat, skip_barrier
         self.late, self.late_by_s = 0.05, 0.4
         self.is_healed = False
+        self.on_tick: Callable[[Member], None] | None = None
         self.lateness: Callable[[bytes], float] | None = None
         self.timing, self.make_state = timing or Timing(), machine
         self.founders = [f"n{i}" for i in range(size)]
@@ -120,6 +121,8 @@ class Cluster(World):
     def check_leader(self, member: Member) -> None:
         """Called after each tick: never two leaders in a term."""
         assert member.replica is not None
+        if self.on_tick is not None:
+            self.on_tick(member)
         if member.replica.engine.state() == LEADER:
             term = member.replica.engine.term()
             if term not in self.leaders:
@@ -206,7 +209,7 @@ class Cluster(World):
         self.cut.clear()
         self.cut_ways.clear()
         self.loss = self.repeat = self.late = 0.0
-        self.lateness = None
+        self.lateness = self.on_tick = None
         for member in self.members.values():
             member.paused_until = member.stall_s = 0.0
             member.on_leave = None

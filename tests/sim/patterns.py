@@ -18,6 +18,8 @@ class Patterns:
         self.cluster, self.clients, self.rng = cluster, clients, cluster.rng
         self.is_replacing = False
         self._hunting_until = 0.0
+        self.playing_until = 0.0
+        """Until then the list of members belongs to one play."""
 
     # --- steps -------------------------------------------------------------------------------------------------------
     def restart(self, member: Member, after_s: float, *, only_if_down: bool = False) -> None:
