@@ -27,6 +27,7 @@ from bench import commit
 from bench.transfer import cpu_of_tree
 from raftmft.cli.dev import free_ports
 from raftmft.core import commands as c
+from raftmft.core.errors import RaftmftError
 from raftmft.node.link import value_of
 
 VALUE = b"v" * 200
@@ -64,15 +65,17 @@ class ServedMember(commit.Member):
             while len(buffer) < end + 4 + length:
                 buffer += await stream.receive_some(65536)
             body, buffer = buffer[end + 4 : end + 4 + length], buffer[end + 4 + length :]
-            order = json.loads(body)
-            if head.startswith(b"POST /put "):
-                answer = await self._put(base64.b64decode(order["key"]), base64.b64decode(order["value"]))
-            else:
-                answer = await self._get(base64.b64decode(order["key"]))
+            order, status = json.loads(body), b"200 OK"
+            try:
+                if head.startswith(b"POST /put "):
+                    answer = await self._put(base64.b64decode(order["key"]), base64.b64decode(order["value"]))
+                else:
+                    answer = await self._get(base64.b64decode(order["key"]))
+            except RaftmftError as error:
+                answer, status = {"error": str(error)}, b"503 Service Unavailable"
             out = json.dumps(answer).encode()
-            await stream.send_all(
-                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(out) + out
-            )
+            head = b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (status, len(out))
+            await stream.send_all(head + out)
 
     async def _put(self, key: bytes, value: bytes) -> dict[str, Any]:
         self.value = value

@@ -80,7 +80,10 @@ class RaftDriver:
     def receive(self, member_id: str, body: bytes) -> None:
         """One Raft message from a peer. Never raises; what comes after a fatal error is ignored."""
         if self._fatal is None and not self._stopped:
-            self._guard(partial(self._replica.receive, member_id, body))
+            self._guard(partial(self._receive, member_id, body))
+
+    def _receive(self, member_id: str, body: bytes) -> None:
+        if self._replica.receive(member_id, body):
             self._wake.set()
 
     def peer_connected(self, member_id: str) -> None:

@@ -200,6 +200,11 @@ class Engine(Elections):
         self._SyncObj__raftNextIndex[node] = progress.next
         return True
 
+    def may_commit(self, member: str) -> bool:
+        """Whether what `member` acknowledged may let this leader commit more."""
+        progress = self.progress.get(member)
+        return progress is not None and progress.match > self.commit_index()
+
     def _set_commit(self, index: int) -> None:
         self._SyncObj__raftCommitIndex = index
         self.journal.setRaftCommitIndex(index)

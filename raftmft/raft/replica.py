@@ -188,8 +188,10 @@ class Replica:
         """The link to `member` is gone; what was under way on it may be lost."""
         self.engine.outbox.disconnected(member)
 
-    def receive(self, member: str, body: bytes) -> None:
-        """Takes a message that `member` (by its certificate) sent. What makes no sense is dropped and counted.
+    def receive(self, member: str, body: bytes) -> bool:
+        """Takes a message that `member` (by its certificate) sent. What makes no sense is dropped and counted. False if
+        it gave nothing to do that could not wait for the next tick: so do all acknowledgements of an entry but the one
+        that makes the majority.
 
         AssertionError if an honest member contradicts what is committed: then the node must stop.
         """
@@ -197,17 +199,19 @@ class Replica:
             message = decode(body)
         except FrameError as error:
             self._drop(member, str(error))
-            return
+            return False
         if not self.engine.receive(member, message):
             self._drop(member, "it is no member, or says what cannot be")
         elif type(message) is AppendReply:
             if message.clock_ms:
                 self.clocks.heard(member, message.clock_ms, patches.monotonic())
+            return self.engine.outbox.is_pending or self.engine.may_commit(member)
         elif type(message) is Forward:
             self._on_forward(member, message)
         elif type(message) is ForwardReply:
             for request, index in message.placed:
                 self.table.answered(request, index, message.term, self.engine.applied())
+        return True
 
     def _drop(self, member: str, reason: str) -> None:
         self._dropped += 1

@@ -42,6 +42,11 @@ class Outbox(Transport):
         """Always: the links are none of its business."""
         return True
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether anything waits to be taken."""
+        return bool(self._early or self._late)
+
     def send(self, node: Node, message: dict[str, Any]) -> bool:
         """pysyncobj's own sends. Of them only a candidacy is left; all else is overridden in engine.py."""
         assert message["type"] == "request_vote", f"pysyncobj sent {message['type']!r} by itself"

@@ -191,6 +191,21 @@ def test_only_who_waits_for_a_commit_is_told_of_it_at_once(bench: Bench) -> None
     assert [(member, m.commit_index) for member, m in told] == [("a", last)], "the other one a tick later"
 
 
+def test_of_the_acknowledgements_only_the_one_that_makes_the_majority_asks_for_a_round(bench: Bench) -> None:
+    bench.lead()
+    bench.propose()
+    bench.tick()
+    last, term = bench.replica.journal.last_index, bench.engine.term()
+    said = encode(AppendReply(term, True, last - 1, last + 1))
+    assert bench.replica.receive("a", said)
+    bench.tick()
+    assert bench.engine.commit_index() == last
+    assert bench.replica.receive("c", encode(AppendReply(term, False, last, 2))), "entries are to be sent again"
+    bench.flush()
+    assert not bench.replica.receive("c", said) and not bench.replica.receive("a", said)
+    assert bench.replica.receive("c", encode(RequestVote(term + 9, last, term, True)))
+
+
 def test_only_a_real_conflict_truncates_and_only_from_there(bench: Bench) -> None:
     bench.tell("a", AppendEntries(1, 1, 1, 0, NO_OPS))
     new = [*NO_OPS[:4], (b"\x01", 6, 2)]
