@@ -42,5 +42,6 @@ def test_snapshots(tmp_path: Path) -> None:
 
 
 def test_catch_up(tmp_path: Path) -> None:
-    (line,) = run("bench/catch_up.py", "--stop", "0.5", "--proposers", "4", "--dir", str(tmp_path))
-    assert all(row["commits_per_s"] > 0 for row in json.loads(line)["rows"].values())
+    (line,) = run("bench/catch_up.py", "--stop", "1", "--proposers", "4", "--dir", str(tmp_path))
+    rows = json.loads(line)["rows"]
+    assert set(rows) == {"before", "stopped", "catching up"} and rows["catching up"]["commits_per_s"] > 0
