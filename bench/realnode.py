@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from raftmft.node import process
 from raftmft.node.app import Node
 from raftmft.node.link import value_of
 from raftmft.raft import compaction, journal
+from raftmft.raft.journal import Batch
 
 CHUNK = b"every file of the bench has this one chunk\n" * 95
+FEEL_EVERY_S = 0.002
 
 
 class OrderedNode(Node):
@@ -35,6 +38,7 @@ class OrderedNode(Node):
         """As Node.run."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._serve_orders)
+            nursery.start_soon(self._feel)
             await super().run()
             nursery.cancel_scope.cancel()
 
@@ -60,6 +64,31 @@ class OrderedNode(Node):
                 "rss_mb": int(memory["VmRSS"].split()[0]) / 1e3, "peak_mb": int(memory["VmHWM"].split()[0]) / 1e3,
                 "wal_mb": _size(f"{self.data_dir.state}-wal") / 1e6, "state_mb": _size(str(self.data_dir.state)) / 1e6,
                 "missing": self.repairer.missing}
+
+    async def _feel(self) -> None:
+        """Keeps how late the loop comes to what is due, and how long the journal's syncs take."""
+        self.late, self.syncs = deque[tuple[float, float]](maxlen=100_000), deque[tuple[float, float]](maxlen=100_000)
+        persist = self.replica.persist
+
+        def timed(batch: Batch) -> None:
+            begun = time.monotonic()
+            persist(batch)
+            self.syncs.append((time.monotonic(), time.monotonic() - begun))
+
+        self.replica.persist = timed  # type: ignore[method-assign]
+        while True:
+            due = time.monotonic() + FEEL_EVERY_S
+            await trio.sleep(FEEL_EVERY_S)
+            self.late.append((time.monotonic(), time.monotonic() - due))
+
+    async def do_felt(self, begun: float, ended: float) -> dict[str, Any]:
+        """Of the span: how late the loop was, and how long syncs took."""
+        told = {}
+        for name, felt in (("late", self.late), ("sync", self.syncs)):
+            ordered = sorted(span for at, span in felt if begun <= at <= ended) or [0.0]
+            told[f"{name}_p99_ms"] = round(1e3 * ordered[int(len(ordered) * 0.99)], 1)
+            told[f"{name}_max_ms"] = round(1e3 * ordered[-1], 1)
+        return told
 
     async def do_forget_peak(self) -> dict[str, Any]:
         """Counts the peak of memory anew."""

@@ -191,10 +191,10 @@ class Bench:
             time.sleep(self.options.seconds)
         ended = time.monotonic()
         looks = [node.ask("look") for node in makers]
+        more = self.leader.ask("felt", begun=begun, ended=ended)
         took = self._end_load(self.nodes)
-        more: dict[str, Any] = {}
         if makers:
-            more = {"snapshot_s": round(max(snapshot["seconds"] for snapshot in done), 1),
+            more |= {"snapshot_s": round(max(snapshot["seconds"] for snapshot in done), 1),
                     "snapshot_mb": round(done[0]["mb"]), "wal_mb": round(max(look["wal_mb"] for look in looks)),
                     "peak_mb": round(max(look["peak_mb"] for look in looks))}
         self.tell(kind, **figures(took, begun, ended), **more)

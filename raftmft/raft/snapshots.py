@@ -17,13 +17,14 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import msgpack
 
 from raftmft.core.errors import CorruptFile, RaftmftError
+from raftmft.raft.deflate import Deflater
 from raftmft.wire.frames import FrameError, unpack
 from raftmft.wire.loglines import fields
 
@@ -35,8 +36,9 @@ BLOCK_BYTES = 960 << 10
 """Before compression: also what cannot be compressed stays below the limit of one bulk message."""
 MAX_BLOCKS = 28_000
 """So that the header fits one bulk message. 26 GB of state."""
-LEVEL = 1
 KEPT = 2
+SYNC_BYTES = 8 << 20
+"""So much is synced at once: the journal's syncs, for which commits wait, queue behind it in the file system."""
 _HEAD = struct.Struct("<16sI")
 _FOOTER = struct.Struct("<QIII")
 HEAD_BYTES = _HEAD.size
@@ -127,18 +129,21 @@ class SnapshotFolder:
         """Where it stands."""
         return f"{self.path}.{snapshot.index:016d}"
 
-    def make(self, state: str, index: int, term: int, configuration: bytes) -> Snapshot:
+    def make(self, state: str, index: int, term: int, configuration: bytes,
+             between: Callable[[], object] = lambda: None) -> Snapshot:
         """Makes one of the file `state`, which is as of `index`. Blocks for long: for a thread. OSError,
-        SnapshotTooLarge: nothing changed. When it returns, the snapshot survives a power cut.
+        SnapshotTooLarge, or whatever `between`, called between blocks, raises: nothing changed. When it returns, the
+        snapshot survives a power cut.
         """
         with open(state, "rb") as source:
             size = os.fstat(source.fileno()).st_size
             if size > MAX_BLOCKS * BLOCK_BYTES:
                 raise SnapshotTooLarge(f"the state has {size >> 30} GiB, a snapshot can hold "
                                        f"{MAX_BLOCKS * BLOCK_BYTES >> 30}: export and cut the audit log")
-            with SnapshotWriter(self, index) as writer:
+            with SnapshotWriter(self, index) as writer, Deflater() as deflate:
                 while raw := source.read(BLOCK_BYTES):
-                    block = zlib.compress(raw, LEVEL)
+                    between()
+                    block = deflate(raw)
                     writer.add(block, digest(block))
                 return writer.finish(term, configuration, size)
 
@@ -162,14 +167,16 @@ class SnapshotFolder:
                 return snapshot.header()
         return None
 
-    def adopt(self, snapshot: Snapshot) -> None:
-        """From now on `snapshot`, which `make` or a writer gave, is the latest; those older than KEPT are removed."""
-        self.held = [other for other in self.held if other.index < snapshot.index] + [snapshot]
-        while len(self.held) > KEPT:
-            self._remove(self.held.pop(0))
+    def adopt(self, snapshot: Snapshot) -> list[Snapshot]:
+        """From now on `snapshot`, which `make` or a writer gave, is the latest. Gives those that are too many now,
+        to be discarded.
+        """
+        held = [other for other in self.held if other.index < snapshot.index] + [snapshot]
+        self.held = held[-KEPT:]
+        return held[:-KEPT]
 
     def discard(self, snapshot: Snapshot) -> None:
-        """Removes one that was not adopted."""
+        """Removes one that is not held. For a thread: to free a large file takes long."""
         if snapshot not in self.held:
             self._remove(snapshot)
 
@@ -193,6 +200,7 @@ class SnapshotWriter:
         self._path = f"{folder.path}.{index:016d}.new"
         self._blocks: list[tuple[int, bytes]] = []
         self._file: BinaryIO | None = None
+        self._unsynced = 0
 
     def __enter__(self) -> SnapshotWriter:
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -211,6 +219,11 @@ class SnapshotWriter:
         assert self._file is not None
         self._file.write(block)
         self._blocks.append((len(block), block_id))
+        self._unsynced += len(block)
+        if self._unsynced >= SYNC_BYTES:
+            self._file.flush()
+            os.fdatasync(self._file.fileno())
+            self._unsynced = 0
 
     def finish(self, term: int, configuration: bytes, raw_bytes: int) -> Snapshot:
         """Ends the file, syncs it, reads it again, and gives it its name. CorruptFile if it reads otherwise."""

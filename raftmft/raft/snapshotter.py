@@ -1,7 +1,8 @@
 """Makes snapshots of this member's state when they are due, and fetches and installs those that a leader offers.
 
-What takes long happens in threads: copying the state (pinned by a read transaction, batches go on), compressing,
-syncing and re-reading it. The loop decides when, and swaps the state in one step.
+What takes long happens in threads: copying the state (pinned by a read transaction, batches go on), syncing and
+re-reading it, freeing what is superseded; compressing in a process of its own (deflate.py). The loop decides when, and
+swaps the state in one step.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -67,10 +69,10 @@ class Snapshotter:
         self._making = trio.Lock()
 
     async def run(self) -> None:
-        """Until cancelled; a thread under way is waited for, and leaves nothing half done. ProgramTooOld if the
-        state that a leader offers is at a feature level that this program does not know.
+        """Until cancelled; a thread under way is waited for, which ends soon and leaves nothing half done.
+        ProgramTooOld if the state that a leader offers is at a feature level that this program does not know.
         """
-        for name in ("copy", "incoming"):
+        for name in ("copy", "incoming", "old"):
             self._clear(name)
         while True:
             compaction = self._driver.compaction
@@ -92,15 +94,21 @@ class Snapshotter:
             point = self._driver.compaction.point(index)
             if point is None:
                 return None  # a snapshot of another member was installed meanwhile
-            snapshot = await self._in_thread(partial(self._folder.make, path, index, *point))
+            snapshot = await self._in_thread(partial(self._folder.make, path, index, *point,
+                                                     trio.from_thread.check_cancelled))
         except (OSError, RaftmftError) as error:
             logger.error("no snapshot can be made, and the log grows: %s", error)
             return None
         finally:
-            self._clear("copy")
-        self._folder.adopt(snapshot)
+            with trio.CancelScope(shield=True):
+                await self._in_thread(partial(self._clear, "copy"))
+        await self._adopt(snapshot)
         self._driver.alter(lambda replica: replica.compaction.made(snapshot))
         return snapshot
+
+    async def _adopt(self, snapshot: Snapshot) -> None:
+        for old in self._folder.adopt(snapshot):
+            await self._in_thread(partial(self._folder.discard, old))
 
     # --- installing ------------------------------------------------------------------------------------------------
     async def _install(self, member: str, offer: SnapshotOffer) -> None:
@@ -127,12 +135,18 @@ class Snapshotter:
                            extra=fields(member=member, index=offer.index))
             await trio.sleep(FETCH_AGAIN_S)
             return
-        if self._driver.alter(lambda replica: replica.install(snapshot, lambda: self._machine.load(path))):
-            self._folder.adopt(snapshot)
+        if self._driver.alter(lambda replica: replica.install(snapshot, partial(self._load, path))):
+            await self._adopt(snapshot)
+            await self._in_thread(partial(self._clear, "old"))
             logger.info("the state of entry %d is installed", snapshot.index, extra=fields(index=snapshot.index))
         else:
-            self._folder.discard(snapshot)
-            self._clear("incoming")
+            await self._in_thread(partial(self._folder.discard, snapshot))
+            await self._in_thread(partial(self._clear, "incoming"))
+
+    def _load(self, path: str) -> None:
+        with suppress(OSError):  # one name more for what `load` removes: the loop need not free a large file
+            os.link(self._scratch, f"{self._scratch}.old")
+        self._machine.load(path)
 
     async def _fetched(self, member: str, offer: SnapshotOffer) -> Snapshot:
         """The offered snapshot, on this disk for good."""

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import zlib
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from raftmft.core.commands import CommandId, Envelope, NoOp
 from raftmft.core.errors import CorruptFile
-from raftmft.raft import compaction, journal
+from raftmft.raft import compaction, journal, snapshots, snapshotter
+from raftmft.raft.deflate import Deflater
 from raftmft.raft.snapshots import SnapshotFolder
 from tests.raft.cluster import Host, LiveCluster, until
 
@@ -74,6 +78,64 @@ async def test_a_follower_that_was_away_too_long_is_given_the_state(cluster: Liv
         assert len(away.machine.payloads) > 10
         cluster.cut = set()
         await cluster.stop()
+
+
+async def test_the_log_and_its_part_in_memory_stay_bounded_however_long_commits_go_on(
+        cluster: LiveCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compaction, "SNAPSHOT_ENTRIES", 1 << 60)
+    monkeypatch.setattr(compaction, "SNAPSHOT_BYTES", 10_000)
+    monkeypatch.setattr(compaction, "KEEP_BYTES", 20_000)
+    monkeypatch.setattr(snapshotter, "LOOK_EVERY_S", 0.005)
+    round_bytes, written = 20 * 400, 0
+    with trio.fail_after(60):
+        await cluster.start()
+        leader = await cluster.leader()
+        hosts = list(cluster.hosts.values())
+        for number in range(1, 400, 20):
+            async with trio.open_nursery() as nursery:
+                for at in range(number, number + 20):
+                    nursery.start_soon(propose, leader, Envelope(NoOp(bytes(300)), CommandId("c", 1, at)))
+            drivers = [host.driver for host in hosts if host.driver is not None]
+            assert len(drivers) == 3
+            await until(lambda drivers=drivers, number=number: all(  # type: ignore[misc]
+                driver.status().applied_index > number + 19 and not driver.compaction.is_due() for driver in drivers))
+            for host, driver in zip(hosts, drivers, strict=True):
+                on_disk = sum(file.stat().st_size for file in host.path.parent.glob(f"{host.path.name}.*"))
+                # What is kept anyway, or what follows the older of two snapshots; and what came since it was dropped.
+                assert on_disk <= max(20_000, 10_000 + round_bytes) + 10_000 + 2 * round_bytes
+                assert driver._replica.journal._memory <= 4000 + round_bytes
+                written = max(written, driver._replica.journal.bytes_written)
+        assert written > 100_000 and all(host.base_index > 200 for host in hosts)
+        await cluster.stop()
+
+
+async def test_a_snapshot_in_the_making_does_not_hold_up_the_end(
+        cluster: LiveCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, go_on = [], threading.Event()
+
+    def slow(deflate: Deflater, block: bytes) -> bytes:
+        calls.append(block)
+        assert go_on.wait(20)
+        return zlib.compress(block)
+
+    monkeypatch.setattr(Deflater, "__call__", slow)
+    monkeypatch.setattr(snapshots, "BLOCK_BYTES", 16)
+    with trio.fail_after(30):
+        await cluster.start()
+        leader = await cluster.leader()
+        await fill(leader, 1, 45)
+        await until(lambda: len(calls) == 3)
+        async with trio.open_nursery() as stopping:
+            for host in cluster.hosts.values():
+                stopping.start_soon(host.stop)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            go_on.set()
+        assert len(calls) == 3, "each went on to its next block"
+        assert not list(cluster.directory.glob("*.new"))
+
+
+async def propose(host: Host, command: Envelope) -> None:
+    assert host.driver and (await host.driver.propose(command, timeout_s=5)).ok
 
 
 def test_stock_pysyncobj_loses_its_log_and_its_state_to_snapshots() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
+import zlib
 from pathlib import Path
 from random import Random
 
@@ -12,6 +14,7 @@ import pytest
 from raftmft.core.errors import CorruptFile
 from raftmft.raft import snapshots as snapshots_module
 from raftmft.raft.configuration import Configuration
+from raftmft.raft.deflate import NICE, Deflater
 from raftmft.raft.snapshots import Snapshot, SnapshotFolder, SnapshotWriter, digest, read_header
 from raftmft.wire.frames import FrameError
 
@@ -60,7 +63,8 @@ def test_header_and_blocks_are_found_by_their_hashes(state: Path, folder: Snapsh
 
 def test_the_last_two_are_kept(state: Path, folder: SnapshotFolder, tmp_path: Path) -> None:
     for index in (5, 9, 12):
-        folder.adopt(folder.make(str(state), index, 1, CONFIGURED))
+        for old in folder.adopt(folder.make(str(state), index, 1, CONFIGURED)):
+            folder.discard(old)
     assert [snapshot.index for snapshot in folder.held] == [9, 12]
     assert [snapshot.index for snapshot in reopened(folder).held] == [9, 12]
     folder.drop_beyond(11)
@@ -107,6 +111,73 @@ def test_a_full_disk_leaves_nothing(state: Path, folder: SnapshotFolder, monkeyp
     assert reopened(folder).held == [] and os.listdir(tmp_path / "raft") == []
 
 
+def test_making_one_can_be_broken_off_between_blocks(state: Path, folder: SnapshotFolder, tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    blocks = iter(range(3))
+
+    def between() -> None:
+        if next(blocks) == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        folder.make(str(state), 77, 5, CONFIGURED, between)
+    assert os.listdir(tmp_path / "raft") == [] and children() == set()
+
+
+def test_a_large_one_is_synced_bit_by_bit(state: Path, folder: SnapshotFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, real = [0], os.fdatasync
+
+    def sync(fd: int) -> None:
+        sizes.append(os.fstat(fd).st_size)
+        real(fd)
+
+    monkeypatch.setattr(os, "fdatasync", sync)
+    monkeypatch.setattr(snapshots_module, "SYNC_BYTES", 5000)
+    state.write_bytes(Random(1).randbytes(40_000))
+    folder.make(str(state), 77, 5, CONFIGURED)
+    steps = [after - before for before, after in zip(sizes, sizes[1:], strict=False)]
+    assert len(steps) >= 4 and all(0 < step < 5000 + 4200 for step in steps)
+
+
+def children() -> set[str]:
+    """Processes that this one started and that still are."""
+    return set(Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split())
+
+
+def test_the_process_that_compresses_goes_behind_others_and_ends_with_its_use() -> None:
+    data = b"some state " * 10_000
+    with Deflater() as deflate:
+        assert zlib.decompress(deflate(data)) == data and zlib.decompress(deflate(b"")) == b""
+        assert os.getpriority(os.PRIO_PROCESS, deflate.process.pid) == os.getpriority(os.PRIO_PROCESS, 0) + NICE
+        assert children() == {str(deflate.process.pid)}
+    assert children() == set()
+
+
+def test_it_ends_when_nobody_writes_to_it_any_more() -> None:
+    with Deflater() as deflate:
+        deflate(b"x")
+        assert deflate.process.stdin is not None
+        deflate.process.stdin.close()
+        assert deflate.process.wait(30) == 0
+
+
+def test_without_it_no_snapshot_is_made(state: Path, folder: SnapshotFolder, tmp_path: Path,
+                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dead(Deflater):
+        def __enter__(self) -> Deflater:
+            super().__enter__()
+            self.process.kill()
+            self.process.wait()
+            return self
+
+    monkeypatch.setattr(snapshots_module, "Deflater", Dead)
+    with pytest.raises(OSError):
+        folder.make(str(state), 77, 5, CONFIGURED)
+    assert os.listdir(tmp_path / "raft") == []
+
+
 def test_a_disk_that_reads_otherwise_than_was_written_is_not_trusted(
         state: Path, folder: SnapshotFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     real = os.fsync
@@ -122,8 +193,6 @@ def test_a_disk_that_reads_otherwise_than_was_written_is_not_trusted(
 
 
 def test_a_block_that_unpacks_to_more_than_any_may_is_refused(folder: SnapshotFolder, tmp_path: Path) -> None:
-    import zlib
-
     bomb = zlib.compress(bytes(50 << 20), 9)
     with SnapshotWriter(folder, 3) as writer:
         writer.add(bomb, digest(bomb))
