@@ -84,15 +84,17 @@ class Marker:
 class Repairer:
     """`run` must be running. `owned(id)` says whether this member is an owner of a data chunk now; `applied()` gives
     the Raft index that the local state has reached; `placement()` a number that changes whenever `owned` may answer
-    otherwise (the placement epoch; constant while membership is).
+    otherwise (the placement epoch; constant while membership is). `stores()`: whether this member holds chunks at all.
     """
 
     def __init__(self, manifests_since: ManifestsSince, owned: Callable[[bytes], bool], applied: Callable[[], int],
                  holdings: Holdings, fetcher: Fetcher, marker: Path, *, placement: Callable[[], int] = lambda: 0,
-                 period_s: float = PERIOD_S, settle_s: float = SETTLE_S, retry_s: float = RETRY_S) -> None:
+                 stores: Callable[[], bool] = lambda: True, period_s: float = PERIOD_S, settle_s: float = SETTLE_S,
+                 retry_s: float = RETRY_S) -> None:
         self._manifests_since, self._owned = manifests_since, owned
         self._applied, self._placement = applied, placement
         self._holdings, self._fetcher, self._marker = holdings, fetcher, Marker(marker)
+        self._stores = stores
         self._period_s, self._settle_s, self._retry_s = period_s, settle_s, retry_s
         self._position, self._walked = self._marker.index, self._marker.placement
         self._owed: dict[int, int] = {}
@@ -203,6 +205,8 @@ class Repairer:
 
     async def _hold_all(self, manifest: Manifest) -> int:
         """How many of the manifest's chunks should be held here and are not. What is held is durable."""
+        if not self._stores():
+            return 0  # a witness holds no index chunks either
         if manifest.depth == 0:
             return await self._hold([i for i in manifest.id_list() if self._owned(i)])
         lacking = await self._hold(manifest.id_list())

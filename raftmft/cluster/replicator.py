@@ -73,27 +73,29 @@ class Replicator:
                 self._nursery = None
 
     async def put(self, chunk_id: bytes, load: Callable[[], Buffer], owners: Sequence[str],
-                  need: int) -> tuple[str, ...]:
+                  need: int | Callable[[], int]) -> tuple[str, ...]:
         """At least `need` members other than this one hold the chunk durably; gives which did by then.
 
         `owners` are the chunk's owners (this member among them or not): all others of them are sent a copy. `load` is
-        called once and reads the chunk (from the page cache: it was appended just now). NotEnoughHolders otherwise.
-        Cancelled, copies already under way may arrive.
+        called once and reads the chunk (from the page cache: it was appended just now). NotEnoughHolders otherwise. If
+        `need` is a function, it is asked again and again: fewer may do once others are known to be away. Cancelled,
+        copies already under way may arrive.
         """
         if self._nursery is None:
             raise NotEnoughHolders("this member is stopping; upload again through another")
         remote = [owner for owner in owners if owner != self._me]
-        if not remote and need <= 0:
+        wanted = need if callable(need) else lambda: need
+        if not remote and wanted() <= 0:
             return ()
-        job = _Job(chunk_id, load(), need)
+        job = _Job(chunk_id, load(), wanted())
         try:
-            await self._gather(job, remote)
+            await self._gather(job, remote, wanted)
         finally:
             job.settle(self._background)
         return tuple(job.held_by)
 
     # --- within -------------------------------------------------------------------------------------------------------
-    async def _gather(self, job: _Job, owners: list[str]) -> None:
+    async def _gather(self, job: _Job, owners: list[str], wanted: Callable[[], int]) -> None:
         """Starts copies, and stand-ins as needed, until enough are held. All decisions of a put are taken here."""
         started = trio.current_time()
         alone = Alone(started)
@@ -127,6 +129,7 @@ class Replicator:
             job.changed = trio.Event()
             with trio.move_on_after(RETRY_S):
                 await job.changed.wait()
+            job.need = wanted()
 
     def _start(self, job: _Job, member: str) -> None:
         assert self._nursery is not None

@@ -44,6 +44,13 @@ def write_quorum(replicas: int) -> int:
     return replicas // 2 + 1
 
 
+def least_holders(storing: int, voters: int) -> int:
+    """How many of `storing` members are still there whichever minority of `voters` is gone, and at least one. Where all
+    voters store that is a write quorum or more; where there are witnesses it may be less.
+    """
+    return max(1, storing - (voters - 1) // 2)
+
+
 @lru_cache(maxsize=_CACHED_MEMBERS)
 def _hasher(member: str) -> hashlib.blake2b:
     """The member's keyed hash, to be copied: its key schedule is the costly part."""

@@ -142,7 +142,7 @@ class Node:
         self.view = ClusterView(self.seed, self.state, self.driver, self.roster)
         self.gossip = Gossip(self.me, (self.settings.listen, self.settings.gossip_port), nobodys_key,
                              self.roster.gossip_addresses)
-        self.view.listen_to(self.gossip, self._load)
+        self.view.listen_to(self.gossip, self._load, lambda member: self.links.hears(member))
         self.links = PeerLinks(me, self.roster.peer_addresses, self.roster.directory,
                                on_up=self._link_up, on_down=self._link_down,
                                dial_all=lambda: self.address.is_stale())
@@ -156,9 +156,10 @@ class Node:
         self.fetcher = Fetcher(self.me, self.pool.get, self.holdings, self.view.alive, self.view.ranking)
         self.repairer = Repairer(self.state.manifests_since, self.view.owns,
                                  lambda: self.state.applied, self.holdings, self.fetcher, self.data_dir.repair_mark,
-                                 placement=self.placement)
+                                 placement=self.placement,
+                                 stores=lambda: any(member == self.me for member, _ in self.view.storing()))
         self.coverage = Coverage(self.me, self.links, self.holdings, self.fetcher, self.replicator, self.view.storing,
-                                 self.view.replicas, self.placement)
+                                 self.view.replicas, self.placement, self.view.write_quorum)
         self.state.subscribe(self._applied)
         self.bulk = BulkServer(self.holdings, on_damaged=self.repairer.damaged, other=self._part_of_snapshot)
         self.snapshotter = Snapshotter(self.driver, self.snapshots, self.state, str(self.data_dir.state),
@@ -183,7 +184,7 @@ class Node:
         self.address = Address(self.settings, self.roster, self.epoch)
         self.logins = Logins(self.state, self.epoch, self.me)
         self.chunks = Chunks(self.me, self.storage, self.replicator, self.fetcher, self.repairer, self.view.storing,
-                             self.view.replicas, self.coverage)
+                             self.view.replicas, self.coverage, self.view.write_quorum)
         self.files = Files(self.state, self.epoch, self.chunks)
         self.dispatch = Dispatch(self.epoch, self.logins, self.files, self.chunks, self._greet)
         self.workers = Workers(self.settings.worker_count, self.dispatch.handle, self._worker_gone,

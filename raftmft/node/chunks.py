@@ -49,11 +49,14 @@ class Upload:
 
 
 class Chunks:
-    """Serves the chunk.* requests. `members` gives (id, weight) of those that store; `replicas` is R."""
+    """Serves the chunk.* requests. `members` gives (id, weight) of those that store; `replicas` is R;
+    `write_quorum` how many must hold a chunk at this moment (ClusterView.write_quorum).
+    """
 
     def __init__(self, me: str, storage: SegmentStore, replicator: Replicator, fetcher: Fetcher, repairer: Repairer,
                  members: Callable[[], list[tuple[str, int]]], replicas: Callable[[], int],
-                 coverage: Coverage) -> None:
+                 coverage: Coverage, write_quorum: Callable[[], int]) -> None:
+        self._write_quorum = write_quorum
         self._me, self._storage, self._coverage = me, storage, coverage
         self._replicator, self._fetcher, self._repairer = replicator, fetcher, repairer
         self._members, self._replicas = members, replicas
@@ -133,8 +136,15 @@ class Chunks:
         epoch, members = self._coverage.epoch(), self._members()
         replicas = len(members) if args.get("index") else min(self._replicas(), len(members))
         owners = placement.owners(chunk_id, members, replicas)
-        quorum = placement.write_quorum(min(self._replicas(), len(members)))
-        need = quorum - (1 if self._me in owners else 0)
+        full = placement.write_quorum(min(self._replicas(), len(members)))
+        own = 1 if self._me in owners else 0
+
+        def need() -> int:
+            quorum = min(full, self._write_quorum())
+            if quorum < full:
+                upload.oldest = 0  # those who are away may be back when it is published: then they are asked again
+            return quorum - own
+
         upload.pending += 1
         upload.under_way[epoch] += 1
         upload.oldest = min(upload.oldest, epoch)
@@ -146,7 +156,7 @@ class Chunks:
             self._storage.index.add(chunk_id, location)
             await self._replicator.put(chunk_id, lambda: data, owners, need)
         except BaseException as error:
-            upload.failed = f"a chunk could not be copied to {need} other members: {error}"
+            upload.failed = f"a chunk could not be copied to {need()} other members: {error}"
             raise
         finally:
             upload.pending -= 1

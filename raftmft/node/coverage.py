@@ -30,12 +30,13 @@ COPIES_MAX = 4
 
 class Coverage:
     """Answers for this member, and asks for `ensure`. `storing` gives (id, weight); `replicas` R; `epoch` the placement
-    epoch that both belong to.
+    epoch that both belong to; `write_quorum` as in Chunks.
     """
 
     def __init__(self, me: str, links: PeerLinks, holdings: Holdings, fetcher: Fetcher, replicator: Replicator,
                  storing: Callable[[], list[tuple[str, int]]], replicas: Callable[[], int],
-                 epoch: Callable[[], int]) -> None:
+                 epoch: Callable[[], int], write_quorum: Callable[[], int]) -> None:
+        self._write_quorum = write_quorum
         self._me, self._links, self._holdings = me, links, holdings
         self._fetcher, self._replicator = fetcher, replicator
         self._storing, self._replicas, self._epoch = storing, replicas, epoch
@@ -71,7 +72,7 @@ class Coverage:
         async with trio.open_nursery() as nursery:
             for member, wanted in asked.items():
                 nursery.start_soon(self._ask, member, wanted, holders)
-        quorum = placement.write_quorum(replicas)
+        quorum = min(self._write_quorum(), placement.write_quorum(replicas))
         limit = trio.CapacityLimiter(COPIES_MAX)
         failures: list[RaftmftError] = []
         async with trio.open_nursery() as nursery:

@@ -28,11 +28,11 @@ class ClusterView:
         self._gossip: Gossip | None = None
         self._routed = routing.Routed()
 
-    def listen_to(self, gossip: Gossip, my_load: Callable[[], Load]) -> None:
+    def listen_to(self, gossip: Gossip, my_load: Callable[[], Load], hears: Callable[[str], bool]) -> None:
         """Takes liveness and loads from here; the gossip itself asks this view for addresses, so it comes second.
-        `my_load` gives this node's own load as of now, not as of its last report.
+        `my_load` gives this node's own load as of now, not as of its last report; `hears` whether a link talks.
         """
-        self._gossip, self._my_load = gossip, my_load
+        self._gossip, self._my_load, self._hears = gossip, my_load, hears
 
     def members(self) -> tuple[MemberRow, ...]:
         """As Raft lists them, and before that, as the seed does."""
@@ -49,6 +49,25 @@ class ClusterView:
     def replicas(self) -> int:
         """How many copies a chunk should have."""
         return max(1, min(self._wanted_replicas(), len(self.storing())))
+
+    def write_quorum(self) -> int:
+        """How many members must hold a chunk before it counts: the write quorum of the effective R. Less only where so
+        few store (two and a witness) that a minority's loss would stop all writes: then those that are left, as long as
+        the others are away and there is a quorum. What is told of losses (status) goes by that, too.
+        """
+        storing = self.storing()
+        wanted = placement.write_quorum(self.replicas())
+        if len(storing) == len(self.members()):
+            return wanted
+        status = self._driver.status()
+        floor = placement.least_holders(len(storing), len(status.configuration.voters))
+        if floor >= wanted or not self.has_quorum():
+            return wanted
+        return max(floor, min(wanted, sum(self.is_here(member) for member, _ in storing)))
+
+    def is_here(self, member_id: str) -> bool:
+        """Whether anything tells that the member lives: gossip, or its link."""
+        return self.alive(member_id) or self._hears(member_id)
 
     def _wanted_replicas(self) -> int:
         machine = self._state.machine
