@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+from raftmft.core.commands import ExpireMember
 from tests.sim.clients import Clients
 from tests.sim.cluster import Cluster
 from tests.sim.member import Member
@@ -34,7 +35,7 @@ class Nemesis:
             "isolate": (2, self.isolate), "storm": (2, self.storm), "molasses": (2, self.molasses),
             "failing sync": (1, self.failing_sync), "stall": (2, self.stall), "link": (2, self.link),
             "wipe": (1.5, self.wipe), "members": (4, self.change_members), "hand over": (1, self.hand_over),
-            "clock": (1, self.clock), "expire": (0.7, self.expire),
+            "clock": (1, self.clock), "expire": (2, self.expire),
             "lonely leader": (3, patterns.lonely_leader), "leader hunt": (1.5, patterns.hunt_leaders),
             "voter hunt": (3, patterns.hunt_voters), "two majorities": (1.5, lambda: TwoMajorities(patterns).begin()),
             "old acks": (3, lambda: OldAcks(patterns).begin()),
@@ -148,9 +149,17 @@ class Nemesis:
         leader, member = self.cluster.leader(), self._any()
         if leader is None or leader.frontend is None or member is None or not leader.state.epoch(member.name):
             return False
-        from raftmft.core.commands import ExpireMember
-        leader.frontend.propose_bare(ExpireMember(member.name, leader.state.epoch(member.name)))
-        self.cluster.note(f"{leader.name} holds {member.name} for dead")
+        if member is not leader and member.frontend is not None and member.frontend.is_ready:
+            # Amid a burst whose answers do not arrive: it asks again under an epoch that is over.
+            self.clients.burst(member)
+            self._for_a_while({(leader.name, member.name)}, f"silence of {leader.name} towards {member.name}")
+
+        def say() -> None:
+            if leader.frontend is not None and (epoch := leader.state.epoch(member.name)):
+                self.cluster.note(f"{leader.name} holds {member.name} for dead")
+                leader.frontend.propose_bare(ExpireMember(member.name, epoch))
+
+        self.cluster.after(0.1, say)
         return True
 
     # --- network -----------------------------------------------------------------------------------------------------
