@@ -21,10 +21,12 @@ def encode_claims(claims: Sequence[Claim]) -> bytes:
 
 
 def decode_claims(body: bytes) -> list[Claim]:
-    """The claims of an untrusted body. Raises FrameError, never anything else."""
+    """The claims of an untrusted body; none of one of a later format. Raises FrameError, never anything else."""
     if len(body) > MAX_BODY_BYTES:
         raise FrameError(f"{len(body)} bytes of digests are over the limit of {MAX_BODY_BYTES}")
     value = unpack(body)
+    if type(value) is list and value and type(value[0]) is int and value[0] > FORMAT:
+        return []
     _need(type(value) is list and len(value) == 2 and type(value[0]) is int and value[0] == FORMAT, "of this format")
     _need(type(value[1]) is list and len(value[1]) <= KEPT_POINTS, "a short list")
     claims = []

@@ -81,6 +81,32 @@ class Upgradable(Cluster):
         return len(found) == 1
 
 
+class Probe(threading.Thread):
+    """How long this machine itself stands still: the longest time that a small write to the disk took."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self._file, self._ended = file, threading.Event()
+        self.longest_s = 0.0
+
+    def run(self) -> None:
+        with open(self._file, "wb") as file:
+            while True:
+                began = time.monotonic()
+                if self._ended.wait(0.1):
+                    return
+                file.write(b"x" * 4096)
+                file.flush()
+                os.fsync(file.fileno())
+                self.longest_s = max(self.longest_s, time.monotonic() - began)
+
+    def end(self) -> float:
+        """Stops; the longest time."""
+        self._ended.set()
+        self.join()
+        return self.longest_s
+
+
 class Load(threading.Thread):
     """Puts one small file after another, each by a client of its own that takes whichever node answers; remembers when
     each was acknowledged, and what was not.
@@ -120,6 +146,17 @@ def cluster(tmp_path: Path) -> Iterator[Upgradable]:
         cluster.stop()
 
 
+def make_folder(cluster: Cluster, name: str, folder: str) -> None:
+    """Through one node; asked for until it is there, as the machine may stand still for longer than a quorum lasts."""
+    wait_for(folder, lambda: cluster.sftp(name, f"-mkdir {folder}\ncd {folder}\n", check=False).returncode == 0, 60)
+
+
+def wait_ready(cluster: Cluster, name: str) -> None:
+    """Likewise."""
+    words = ("status", "--wait", "ready", "--timeout", "30")
+    wait_for(f"{name} is ready", lambda: cluster.run(*words, check=False, node=name).returncode in (0, 3), 90)
+
+
 def level(cluster: Cluster, name: str) -> int:
     document = cluster.status(name)
     return int(document.get("feature_level", 0))
@@ -131,32 +168,35 @@ def test_members_are_upgraded_one_by_one_under_load(
     source = tmp_path / "s"
     source.write_bytes(b"x" * 5000)
     load = Load(cluster, source)
+    probe = Probe(tmp_path / "probe")
+    probe.start()
     load.start()
     try:
         wait_for("uploads", lambda: len(load.times) > 2)
         for number, name in enumerate([*[n for n in cluster.names if n != cluster.leader()], cluster.leader()]):
             wait_for("equal states", cluster.agree)
             assert {level(cluster, node) for node in cluster.names} == {BEFORE}, "one does not know the next one yet"
-            cluster.sftp(cluster.names[0], f"mkdir before{number}\n")
+            make_folder(cluster, cluster.names[0], f"before{number}")
             assert not cluster.query(name, "SELECT name FROM sqlite_master WHERE name = 'marks'")
             cluster.stop_node(name)
             cluster.start_node(name, newer)
-            cluster.wait_ready(name)
+            wait_ready(cluster, name)
             done = len(load.times)
             wait_for("further uploads", lambda done=done: len(load.times) > done + 1)  # type: ignore[misc]
         wait_for("the next level everywhere", lambda: {level(cluster, node) for node in cluster.names} == {NEXT})
         done = len(load.times)
         wait_for("further uploads", lambda: len(load.times) > done + 2)
     finally:
-        pause_s = load.end()
+        pause_s, stalled_s = load.end(), probe.end()
     usual_s = sorted(b - a for a, b in zip(load.times, load.times[1:], strict=False))[len(load.times) // 2]
-    print(f"{len(load.times)} uploads, one every {usual_s:.2f} s, longest pause {pause_s:.2f} s")
-    assert pause_s < MOST_PAUSE_S + 2 * max(usual_s, 1.0), "what one client needs on a busy machine comes to it"
+    print(f"{len(load.times)} uploads, one every {usual_s:.2f} s, longest pause {pause_s:.2f} s; "
+          f"the machine stood still for up to {stalled_s:.2f} s")
+    assert pause_s < MOST_PAUSE_S + 2 * max(usual_s, 1.0) + 2 * stalled_s, "what one client needs comes to it"
 
     # What the level brings is used from now on, through every node, and all states are the same.
     assert not cluster.query(cluster.names[0], "SELECT * FROM marks")
     for name in cluster.names:
-        cluster.sftp(name, f"mkdir after_{name}\n")
+        make_folder(cluster, name, f"after_{name}")
     for name in cluster.names:
         wait_for("marks", lambda name=name: len(cluster.query(name, "SELECT * FROM marks")) == 3)  # type: ignore[misc]
     wait_for("equal states", cluster.agree)
@@ -186,7 +226,7 @@ def test_members_are_upgraded_one_by_one_under_load(
     assert refused.returncode == 1 and LINE in refused.stderr.decode(), refused.stderr.decode()
     assert not (tmp_path / "new").exists()
     cluster.start_node(back, newer)
-    cluster.wait_ready(back)
+    wait_ready(cluster, back)
 
 
 @pytest.mark.slow
@@ -196,9 +236,9 @@ def test_an_upgrade_that_was_begun_can_be_taken_back(cluster: Upgradable, newer:
     for env, words in ((newer, f"feature level {BEFORE}, and {NEXT} once "), (dict(os.environ), "")):
         cluster.stop_node(name)
         cluster.start_node(name, env)
-        cluster.wait_ready(name)
+        wait_ready(cluster, name)
         assert words in cluster.run("status").stdout.decode()
-        cluster.sftp(name, f"mkdir {'new' if words else 'old'}\n")
+        make_folder(cluster, name, "new" if words else "old")
         assert level(cluster, name) == BEFORE
     assert {m["version"] for m in json.loads(cluster.run("member", "list", "-o", "json").stdout)} == before
     wait_for("equal states", cluster.agree)

@@ -14,11 +14,12 @@ import trio
 import trio.testing
 
 from raftmft.core.commands import CommandId, Envelope, NoOp
-from raftmft.core.errors import CorruptFile
+from raftmft.core.errors import CorruptFile, ProgramTooOld
 from raftmft.raft import compaction, journal, snapshots, snapshotter
 from raftmft.raft.deflate import Deflater
 from raftmft.raft.snapshots import SnapshotFolder
 from tests.raft.cluster import Host, LiveCluster, until
+from tests.sim.machine import MemoryMachine
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +54,32 @@ async def fill_until_compacted(host: Host, first: int, hosts: list[Host]) -> int
 
 def numbers(host: Host) -> list[int]:
     return [int(payload) for payload in host.machine.payloads]
+
+
+async def test_too_old_a_program_stops_at_a_snapshot_and_keeps_what_it_has(
+        cluster: LiveCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    with trio.fail_after(30):
+        await cluster.start()
+        leader = await cluster.leader()
+        away = next(host for host in cluster.hosts.values() if host is not leader)
+        await away.stop()
+        others = [host for host in cluster.hosts.values() if host is not away]
+        end = await fill_until_compacted(leader, 1, others)
+        end = await fill_until_compacted(leader, end, others)
+        kept = sorted(cluster.directory.glob(f"{away.name}*"))
+
+        def too_old(machine: MemoryMachine, path: str) -> None:
+            raise ProgramTooOld("level 2")
+
+        monkeypatch.setattr(MemoryMachine, "check", too_old)
+        await away.start()
+        await away.ended()
+        assert isinstance(away.error, ProgramTooOld)
+        assert sorted(cluster.directory.glob(f"{away.name}*")) == kept, "neither its log nor its state was given up"
+        monkeypatch.undo()
+        await away.start()  # the newer version
+        await until(lambda: numbers(away) == list(range(1, end)))
+        await cluster.stop()
 
 
 async def test_a_follower_that_was_away_too_long_is_given_the_state(cluster: LiveCluster) -> None:
