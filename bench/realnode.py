@@ -20,7 +20,7 @@ import trio
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from raftmft.core import commands as c
-from raftmft.core.manifest import Manifest
+from raftmft.core.manifest import CHUNK_SIZE, Manifest
 from raftmft.node import process
 from raftmft.node.app import Node
 from raftmft.node.link import value_of
@@ -29,6 +29,8 @@ from raftmft.raft.journal import Batch
 
 CHUNK = b"every file of the bench has this one chunk\n" * 95
 FEEL_EVERY_S = 0.002
+MOST_KEPT = 20_000
+"""Of what is measured: a long run must not take memory for it."""
 
 
 class OrderedNode(Node):
@@ -60,14 +62,16 @@ class OrderedNode(Node):
         memory = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return {"role": status.role, "term": status.term, "applied": status.applied_index,
                 "commit": status.commit_index, "ready": self.epoch.begun.is_set() and bool(self.workers.live),
-                "base": self.replica.journal.base_index, "log_mb": self.replica.journal.size_bytes / 1e6,
+                "base": self.replica.journal.base_index,
+                "written_mb": self.replica.journal.bytes_written / 1e6, "log_mb": self.replica.journal.size_bytes / 1e6,
                 "rss_mb": int(memory["VmRSS"].split()[0]) / 1e3, "peak_mb": int(memory["VmHWM"].split()[0]) / 1e3,
                 "wal_mb": _size(f"{self.data_dir.state}-wal") / 1e6, "state_mb": _size(str(self.data_dir.state)) / 1e6,
                 "missing": self.repairer.missing}
 
     async def _feel(self) -> None:
         """Keeps how late the loop comes to what is due, and how long the journal's syncs take."""
-        self.late, self.syncs = deque[tuple[float, float]](maxlen=100_000), deque[tuple[float, float]](maxlen=100_000)
+        self.late = deque[tuple[float, float]](maxlen=MOST_KEPT)
+        self.syncs = deque[tuple[float, float]](maxlen=MOST_KEPT)
         persist = self.replica.persist
 
         def timed(batch: Batch) -> None:
@@ -111,7 +115,7 @@ class OrderedNode(Node):
         assert made is not None
         return {"seconds": time.monotonic() - begun, "begun": begun, "mb": made.size_bytes / 1e6, "index": made.index}
 
-    async def do_publish(self, proposers: int, pause_s: float) -> list[tuple[float, float]]:
+    async def do_publish(self, proposers: int, pause_s: float, chunks: int = 1) -> list[tuple[float, float]]:
         """Each proposer publishes, pauses, and so on, until `hush`: (when it ended, how long the Publish took) of each.
 
         A publish that fails counts with the time that it took.
@@ -120,7 +124,7 @@ class OrderedNode(Node):
         credential = self.state.machine.users.get("demo").credential
         login = c.Login(me, epoch, "demo", "127.0.0.1:1", "bench", credential)
         session = value_of(await self.epoch.execute(login))["session"]
-        took: list[tuple[float, float]] = []
+        took = deque[tuple[float, float]](maxlen=MOST_KEPT)
         self.hushed = trio.Event()
         chunk_id = await self._chunk()
 
@@ -134,7 +138,7 @@ class OrderedNode(Node):
                 try:
                     upload = value_of(await self.epoch.execute(c.BeginUpload(session, path, truncate=True)))
                     begun = time.monotonic()
-                    manifest = Manifest(len(CHUNK), 0, chunk_id)
+                    manifest = Manifest((chunks - 1) * CHUNK_SIZE + len(CHUNK), 0, chunk_id * chunks)
                     value_of(await self.epoch.execute(
                         c.Publish(session, upload["upload"], manifest, upload["placement"], "00" * 32)))
                 finally:
@@ -145,7 +149,7 @@ class OrderedNode(Node):
             for number in range(proposers):
                 nursery.start_soon(one, number)
         value_of(await self.epoch.execute(c.Logout(session)))
-        return took
+        return list(took)
 
     async def do_hush(self) -> dict[str, Any]:
         """Ends `publish`."""

@@ -10,6 +10,7 @@ machine does meets all of them alike:
   all snapshots  all three make one at once, which happens, since all count the same entries
   install        a follower that was away too long is given one; "gap": the longest time without a commit
   start          to serving, after a clean stop; after SIGKILL, with a log to apply on top of the snapshot
+  long           commits without a pause, until several times as much log was written as is kept
 """
 
 from __future__ import annotations
@@ -248,6 +249,23 @@ class Bench:
         self.tell(kind, seconds=round(time.monotonic() - begun, 2), entries=entries, peak_mb=round(look["peak_mb"]))
         return back
 
+    def long(self) -> None:
+        """Commits of 2 KiB, as files of 64 MiB are, without a pause until --log-mb of log were written."""
+        node = self.leader
+        begin = node.ask("look")
+        node.order("publish", proposers=64, pause_s=0, chunks=64)
+        most: dict[str, float] = {}
+        half: dict[str, float] = {}
+        while (look := node.ask("look"))["written_mb"] - begin["written_mb"] < self.options.log_mb:
+            most = {name: max(look[name], most.get(name, 0)) for name in ("log_mb", "rss_mb", "wal_mb")}
+            half = most if look["written_mb"] - begin["written_mb"] < self.options.log_mb / 2 else half
+            time.sleep(0.2)
+        node.ask("hush")
+        node.answer("publish")
+        self.tell("long", written_mb=round(look["written_mb"] - begin["written_mb"]),
+                  commits=look["commit"] - begin["commit"], rss_mb_before=round(begin["rss_mb"]),
+                  rss_mb_halfway=round(half["rss_mb"]), **{f"most_{name}": round(most[name]) for name in most})
+
     def check(self) -> None:
         """All three hold the same state."""
         wait("one applied index", lambda: len({node.ask("look")["applied"] for node in self.nodes}) == 1)
@@ -267,7 +285,8 @@ def main() -> None:
     parser.add_argument("--pause-s", type=float, default=0.05)
     parser.add_argument("--replay", type=int, default=50_000)
     parser.add_argument("--nice", type=int, default=0, help="of the nodes; negative where others use the machine, too")
-    parser.add_argument("--only", nargs="*", default=("making", "install", "starts"))
+    parser.add_argument("--log-mb", type=int, default=500, help="of log to be written in the long run")
+    parser.add_argument("--only", nargs="*", default=("making", "starts", "long", "install"))
     parser.add_argument("--dir", default=None, help="where the nodes lie (a real disk)")
     options = parser.parse_args()
     if options.nice:
@@ -284,6 +303,8 @@ def main() -> None:
             bench.making("all snapshots", bench.nodes)
         if "starts" in options.only:
             bench.starts()
+        if "long" in options.only:
+            bench.long()
         if "install" in options.only:
             bench.install()
         bench.check()

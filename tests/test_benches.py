@@ -34,10 +34,10 @@ def test_raft_inproc() -> None:
 
 def test_snapshots(tmp_path: Path) -> None:
     (line,) = run("bench/snapshots.py", "--files", "3000", "--rounds", "1", "--seconds", "0.5", "--replay", "200",
-                  "--dir", str(tmp_path))
+                  "--log-mb", "2", "--dir", str(tmp_path))
     rows = json.loads(line)["rows"]
     assert {row["kind"] for row in rows} >= {"quiet", "one snapshot", "all snapshots", "install", "start, clean",
-                                             "start, killed"}
+                                             "start, killed", "long"}
     assert next(row for row in rows if row["kind"] == "install")["installed"] == 1
 
 

@@ -157,7 +157,10 @@ class PoweredCluster(Cluster):
         if ended:
             return f"{ended[0]} does not start: {self.log(ended[0]).strip().splitlines()[-1]}"
         late = [name for name, wait in waits.items() if wait.returncode]
-        return f"{late} are not ready after 60 s" if late else ""
+        if late:
+            last = self.log(late[0]).strip().splitlines()[-3:]
+            return f"{late} are not ready after 60 s; the log of {late[0]} ends with {last}"
+        return ""
 
     def log(self, name: str) -> str:
         """What the node wrote since the beginning."""
