@@ -24,10 +24,6 @@ from raftmft.raft.transport import Outbox
 
 patches.install()
 
-NOTICE_S = 0.01
-"""A follower that does not wait for it may learn of a commit this much (and a tick) later than the leader: by then the
-next entries have mostly told it, and a message, a round there and its answer are saved for each commit.
-"""
 LEADER, CANDIDATE, FOLLOWER = _RAFT_STATE.LEADER, _RAFT_STATE.CANDIDATE, _RAFT_STATE.FOLLOWER
 
 
@@ -58,7 +54,6 @@ class BaseEngine(SyncObj):
         self._rng, self._on_append, self._on_uncertain = rng, on_append, on_uncertain
         self._voters: tuple[int, set[str]] = (0, set())
         self._win_waits = False
-        self._tell_at = math.inf
         self.offer: SnapshotOffer | None = None
         """What this member as a leader offers to who is too far behind; of term 0, to be stamped."""
         self.offered: tuple[str, SnapshotOffer] | None = None
@@ -233,12 +228,9 @@ class BaseEngine(SyncObj):
         if not self._isLeader():
             return
         if before != (self.commit_index(), journal.last_index):
-            if before[0] != self.commit_index():
-                self._tell_at = min(self._tell_at, now + NOTICE_S)
+            # News of a commit leave at once: what a command acknowledged shall be true on every node at once, and a
+            # member that a commit removes from the configuration would hear of it never.
             self._replicate(heartbeat=False)
-        if now >= self._tell_at:
-            self._tell_at = math.inf
-            self._replicate(heartbeat=False, tell_commit=True)
 
     def taken(self) -> None:
         """What was done so far is on its way to the disk; `synced` tells of its arrival."""

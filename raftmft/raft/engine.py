@@ -240,10 +240,8 @@ class Engine(Elections):
     def _SyncObj__sendAppendEntries(self) -> None:
         self._replicate(heartbeat=True)
 
-    def _replicate(self, heartbeat: bool, tell_commit: bool = False) -> None:
-        """Sends every reachable follower what it lacks; if that is but the commit index, only with `tell_commit` or if
-        it waits for it. A heartbeat also when it lacks nothing.
-        """
+    def _replicate(self, heartbeat: bool) -> None:
+        """Sends every reachable follower what it lacks; a heartbeat also when it lacks nothing."""
         if heartbeat:
             self._SyncObj__newAppendEntriesTime = patches.monotonic() + self.timing.heartbeat_s
         shared: dict[int, AppendEntries] = {}
@@ -253,10 +251,9 @@ class Engine(Elections):
                 continue
             if heartbeat:
                 progress.heartbeat()
-            self._send_to(node, progress, shared, heartbeat, tell_commit)
+            self._send_to(node, progress, shared, heartbeat)
 
-    def _send_to(self, node: Node, progress: Progress, shared: dict[int, AppendEntries], heartbeat: bool,
-                 tell_commit: bool = False) -> None:
+    def _send_to(self, node: Node, progress: Progress, shared: dict[int, AppendEntries], heartbeat: bool) -> None:
         journal = self.journal
         if progress.next <= journal.base_index:
             if heartbeat and self.offer is not None:
@@ -265,8 +262,7 @@ class Engine(Elections):
         last, commit, told = journal.last_index, self.commit_index(), False
         while not told or (progress.next <= last and progress.may_send()):
             entries_too = progress.next <= last and progress.may_send()
-            if not entries_too and not heartbeat and (
-                    progress.commit_told >= (commit if tell_commit else min(commit, progress.awaits))):
+            if not entries_too and not heartbeat and progress.commit_told >= commit:
                 return
             key = progress.next if entries_too else -progress.next
             message = shared.get(key)

@@ -13,11 +13,9 @@ WINDOW_MESSAGES = 256
 
 
 class Progress:
-    """One follower. `match` is the last index known to be on its disk, `next` the first one to send. It waits for the
-    commit of what it forwarded, the last of which stands at `awaits`.
-    """
+    """One follower. `match` is the last index known to be on its disk, `next` the first one to send."""
 
-    __slots__ = ("match", "next", "probing", "paused", "commit_told", "awaits", "_flight", "_flight_bytes")
+    __slots__ = ("match", "next", "probing", "paused", "commit_told", "_flight", "_flight_bytes")
 
     def __init__(self, next_index: int) -> None:
         self.match = 0
@@ -25,7 +23,6 @@ class Progress:
         self.probing = False
         self.paused = False
         self.commit_told = 0
-        self.awaits = 0
         self._flight: deque[tuple[int, int]] = deque()
         self._flight_bytes = 0
 

@@ -288,9 +288,6 @@ class Replica:
         self.journal.extend(entries)
         self._uncommitted.append((index, size))
         self._uncommitted_bytes += size
-        for member, pairs in placed.items():
-            if progress := self.engine.progress.get(member):
-                progress.awaits = pairs[-1][1]
         self._answer(placed)
         self._more_commands = self.table.has_queued()
 

@@ -54,5 +54,7 @@ def test_nor_while_snapshots_are_made_or_installed_and_the_log_is_dropped(begin:
 @pytest.mark.parametrize("part", ["/raft/journal", "/chunks/", "/raft/snapshot"])
 def test_a_node_that_forgets_to_sync_one_kind_of_file_is_caught(begin: Begin, part: str) -> None:
     rounds = begin(forgetting(part) + (SMALL_SNAPSHOTS if "snapshot" in part else ""))
-    found = rounds.run(1, while_a_snapshot_is_made if "snapshot" in part else None)
-    assert found.lost
+    for _ in range(5):  # what was written a moment ago may have reached the disk by itself
+        if rounds.run(1, while_a_snapshot_is_made if "snapshot" in part else None).lost:
+            return
+    raise AssertionError("syncs were left out, and nothing was ever lost")
