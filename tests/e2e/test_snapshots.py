@@ -61,6 +61,8 @@ def test_the_log_is_dropped_and_nobody_loses_anything(cluster: Cluster, tmp_path
     serving, away = [name for name in cluster.names if name != leader]
     put_many(cluster, serving, source, 0, 20)
     cluster.kill(away)
+    # Until that is known a client may still be sent on to it, and see its connection close.
+    wait_for("its death", lambda: {m["name"]: m["state"] for m in cluster.status(serving)["members"]}[away] != "alive")
     last, count = max(segments(cluster, away)), 20
     while min(segments(cluster, leader)) <= last or min(segments(cluster, serving)) <= last:
         put_many(cluster, serving, source, count, 100)
