@@ -103,11 +103,10 @@ class BaseEngine(SyncObj):
 
     def append(self, entries: list[LogEntry]) -> None:
         """Adds entries that directly follow the log's end; a configuration among them counts from here on."""
+        known = len(self.journal.configurations)
         self.journal.extend(entries)
-        found = [(index, configuration.decode(command)) for command, index, _ in entries
-                 if command[:1] == configuration.KIND]
-        if found:
-            self._configurations += found
+        if found := self.journal.configurations[known:]:
+            self._configurations += [(index, configuration.decode(command)) for index, command in found]
             self._adopt()
 
     def configuration_at(self, index: int) -> Configuration:
@@ -222,7 +221,6 @@ class BaseEngine(SyncObj):
             return
         if self.member not in self.configuration.voters:
             self._SyncObj__raftElectionDeadline = math.inf
-        self._stand_or_ask()
         before = (self.commit_index(), journal.last_index)
         self._onTick(0.0)
         if not self._isLeader():
@@ -247,10 +245,6 @@ class BaseEngine(SyncObj):
         self._SyncObj__setState(FOLLOWER)
         self._SyncObj__raftLeader = None
         self._SyncObj__onLeaderChanged()
-
-    def _stand_or_ask(self) -> None:
-        """See elections.py."""
-        raise NotImplementedError
 
     def _put_off_election(self) -> None:
         self._SyncObj__raftElectionDeadline = patches.monotonic() + self._SyncObj__generateRaftTimeout()

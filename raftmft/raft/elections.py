@@ -41,6 +41,10 @@ class Elections(BaseEngine):
     """Whether the latest candidacy of this member was asked for by the leader."""
 
     # --- standing ----------------------------------------------------------------------------------------------------
+    def _onTick(self, timeToWait: float = 0.0) -> None:
+        self._stand_or_ask()
+        super()._onTick(timeToWait)
+
     def _stand_or_ask(self) -> None:
         """Before pysyncobj's tick, which stands when the deadline is over: asks first, and lets it stand if it may."""
         if (self.state() == LEADER or self._SyncObj__raftElectionDeadline >= patches.monotonic()

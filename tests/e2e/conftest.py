@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.harness import SFTP, Cluster
+from tests.e2e.hosts import Hosts
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,3 +37,23 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         yield cluster.start()
     finally:
         cluster.stop()
+
+
+@pytest.fixture
+def five(tmp_path: Path) -> Iterator[Cluster]:
+    """Five fresh nodes that may be hurt."""
+    cluster = Cluster(tmp_path / "c", 5)
+    try:
+        yield cluster.start()
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[Hosts]:
+    """No members yet: made by init and join."""
+    hosts = Hosts(tmp_path)
+    try:
+        yield hosts
+    finally:
+        hosts.stop()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Iterator
-from pathlib import Path
 
 import asyncssh
 import pytest
@@ -14,15 +12,6 @@ import pytest
 from tests.e2e.hosts import Host, Hosts
 
 PASSWORD = "a password for this test only"
-
-
-@pytest.fixture
-def hosts(tmp_path: Path) -> Iterator[Hosts]:
-    hosts = Hosts(tmp_path)
-    try:
-        yield hosts
-    finally:
-        hosts.stop()
 
 
 def has_ipv6() -> bool:

@@ -6,7 +6,6 @@ import json
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import asyncssh
@@ -17,15 +16,6 @@ from tests.e2e.hosts import Hosts, port_options, refused
 from tests.e2e.test_recover import get, names, put, sftp_port, three
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def hosts(tmp_path: Path) -> Iterator[Hosts]:
-    hosts = Hosts(tmp_path)
-    try:
-        yield hosts
-    finally:
-        hosts.stop()
 
 
 def host_key(port: int) -> str:

@@ -6,8 +6,6 @@ import asyncio
 import re
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import asyncssh
 import pytest
@@ -20,15 +18,6 @@ pytestmark = pytest.mark.slow
 GAP_S = 1.0
 """The longest time without a success that growth may cost (the issue's figure)."""
 PASSWORD = "a password for this test only"
-
-
-@pytest.fixture
-def hosts(tmp_path: Path) -> Iterator[Hosts]:
-    hosts = Hosts(tmp_path)
-    try:
-        yield hosts
-    finally:
-        hosts.stop()
 
 
 class Writer:

@@ -4,21 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.e2e.hosts import Hosts, port_options, refused, small_disk, snapshot, taken_port
-
-
-@pytest.fixture
-def hosts(tmp_path: Path) -> Iterator[Hosts]:
-    hosts = Hosts(tmp_path)
-    try:
-        yield hosts
-    finally:
-        hosts.stop()
 
 
 @pytest.mark.parametrize(("advertise", "name"), [

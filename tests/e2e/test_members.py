@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,15 +13,6 @@ from raftmft.cluster.keyring import FIRST, KeyRing
 from tests.e2e.harness import Cluster, process_is_alive, wait_for
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def five(tmp_path: Path) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path / "c", 5)
-    try:
-        yield cluster.start()
-    finally:
-        cluster.stop()
 
 
 class Load:

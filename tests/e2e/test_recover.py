@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 
 import asyncssh
 import pytest
@@ -17,15 +15,6 @@ from tests.e2e.hosts import Host, Hosts, refused
 
 pytestmark = pytest.mark.slow
 PASSWORD = "a password for this test only"
-
-
-@pytest.fixture
-def hosts(tmp_path: Path) -> Iterator[Hosts]:
-    hosts = Hosts(tmp_path)
-    try:
-        yield hosts
-    finally:
-        hosts.stop()
 
 
 def three(hosts: Hosts) -> list[Host]:

@@ -6,7 +6,6 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,15 +18,6 @@ from tests.e2e.test_recover import get, names, put, recover, sftp_port, three
 pytestmark = pytest.mark.slow
 GAP_S = 3.0
 """What the contract grants for a leader's death."""
-
-
-@pytest.fixture
-def hosts(tmp_path: Path) -> Iterator[Hosts]:
-    hosts = Hosts(tmp_path)
-    try:
-        yield hosts
-    finally:
-        hosts.stop()
 
 
 def member_id(host: Host) -> str:

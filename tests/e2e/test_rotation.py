@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,15 +12,6 @@ from tests.e2e.harness import Cluster, wait_for
 from tests.e2e.hosts import Hosts
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def five(tmp_path: Path) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path / "c", 5)
-    try:
-        yield cluster.start()
-    finally:
-        cluster.stop()
 
 
 def keys(cluster: Cluster, name: str) -> list[str]:

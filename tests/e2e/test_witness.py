@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,15 +17,6 @@ from tests.e2e.test_recover import add_user, get, put, sftp_port
 pytestmark = pytest.mark.slow
 GAP_S = 6.0
 """A leader's death (3 s) and the time in which the other copy is waited for, on a busy machine."""
-
-
-@pytest.fixture
-def hosts(tmp_path: Path) -> Iterator[Hosts]:
-    hosts = Hosts(tmp_path)
-    try:
-        yield hosts
-    finally:
-        hosts.stop()
 
 
 def status(hosts: Hosts, host: Host) -> dict[str, Any]:
