@@ -111,7 +111,8 @@ class Uploads:
     def _begin_new(self, command: BeginUpload, who: Who, parent: int, name: bytes) -> dict[str, Any]:
         # The user's counter saves a lookup for all who have no partial, which is nearly everyone.
         partial = self._partials.get(who.uid, parent, name) if who.partial_bytes else None
-        if partial is None and not command.create:
+        # What a session is writing is there for it, even if none of it is a prefix yet.
+        if partial is None and not command.create and not self.of_session_at(who.session, parent, name, 0):
             raise not_found(command.path)
         mode = FILE_MODE if command.mode is None else command.mode & PERMISSION_BITS
         if partial is not None and not command.truncate and not (command.create and command.exclusive):

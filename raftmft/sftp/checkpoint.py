@@ -74,7 +74,7 @@ class Checkpoints:
         await upload.seals.acknowledged()
         await self._idle()
         if self._may_run():
-            await self._start(with_tail=True)
+            await self._start(with_tail=True, is_asked=True)
         else:
             await upload.writer.sync()
         upload.seals.check()
@@ -94,18 +94,18 @@ class Checkpoints:
         return (self._is_kept and not self._is_stopped and self._running is None and upload.seals.failure is None
                 and not upload.is_removed)
 
-    def _start(self, *, with_tail: bool) -> asyncio.Task[None]:
-        self._running = asyncio.get_running_loop().create_task(self._run(with_tail))
+    def _start(self, *, with_tail: bool, is_asked: bool = False) -> asyncio.Task[None]:
+        self._running = asyncio.get_running_loop().create_task(self._run(with_tail, is_asked))
         return self._running
 
-    async def _run(self, with_tail: bool) -> None:
+    async def _run(self, with_tail: bool, is_asked: bool) -> None:
         upload = self._upload
         began, self._written_at = time.monotonic(), None
         try:
             if with_tail:
                 await self._store_copies()
                 await upload.seals.acknowledged()
-            await self._commit(with_tail)
+            await self._commit(with_tail, is_asked)
             if upload.prefix.end > self._done and self._written_at is None:
                 self._written_at = began
         except RaftmftError as trouble:
@@ -115,12 +115,14 @@ class Checkpoints:
             upload.seals.changed.ring()
         self.stored()
 
-    async def _commit(self, with_tail: bool) -> None:
-        """Commits the stored prefix as it is now; gives up, without trouble, if it is overwritten meanwhile."""
+    async def _commit(self, with_tail: bool, is_asked: bool) -> None:
+        """Commits the stored prefix as it is now; gives up, without trouble, if it is overwritten meanwhile. One that
+        was asked for is committed though it stands: another session's file may have come and gone at its place.
+        """
         upload = self._upload
         size = self._stored_prefix()
         end, tail_id = await self._store_tail(size) if with_tail else (size, b"")
-        if end == self._done and upload.table.lowest_change >= chunk_count(end):
+        if end == self._done and upload.table.lowest_change >= chunk_count(end) and not (is_asked and end):
             return
         size = end
         upload.table.lowest_change = 1 << 62

@@ -44,12 +44,13 @@ async def publish(lookup: Lookup, session: Session, upload: Upload) -> None:
         raise
     finally:
         session.closed(upload)
-        upload.close()
-        latest.close()
+        upload.ended()
+        if latest is not upload:
+            latest.close()
 
 
 async def _rebase(lookup: Lookup, upload: Upload) -> Upload:
-    """The same upload over the file's present version, with what was appended at its end. `upload` is closed."""
+    """The same upload over the file's present version, with what was appended at its end. `upload` has ended."""
     start = upload.appended_from
     assert start is not None
     fresh = upload.over_base(await lookup.ask("fs.base", upload=upload.id))
@@ -61,7 +62,7 @@ async def _rebase(lookup: Lookup, upload: Upload) -> Upload:
     except BaseException:
         fresh.close()
         raise
-    upload.close()
+    upload.ended()
     return fresh
 
 
@@ -74,4 +75,4 @@ async def let_go(session: Session, upload: Upload) -> None:
                 await upload.checkpoints.now()
     await upload.end(keep=True)
     session.closed(upload)
-    upload.close()
+    upload.ended()

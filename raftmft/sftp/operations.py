@@ -119,6 +119,7 @@ class Operations:
         own = await self._lookup.own_at(path)
         if not flags & _WRITES:
             if own is not None:
+                own.reader_came()
                 return self._handles.add(WriteHandle(own, readable=True, writable=False, is_owner=False))
             opened = await self._ask("fs.open", path=list(path))
             return self._handles.add(ReadFile(self._link, self._reader, self._session.id, opened))
@@ -151,6 +152,8 @@ class Operations:
             handle.close()
         elif isinstance(handle, WriteHandle) and handle.is_owner:
             await closing.publish(self._lookup, self._session, handle.upload)
+        elif isinstance(handle, WriteHandle):
+            handle.upload.reader_left()
 
     async def _let_go(self, handle: ReadFile | WriteHandle | Directory) -> None:
         if isinstance(handle, ReadFile):
@@ -193,7 +196,7 @@ class Operations:
         if attrs.size is not None and attrs.size != upload.size:
             await upload.truncate(attrs.size)
         values = attrs.settable()
-        if values and not upload.is_changed:
+        if values and not upload.is_changed and not upload.is_removed:
             await self._ask("fs.setstat", path=[], file=upload.file, attrs=values)
         for what in ("uid", "gid"):
             if values.pop(what, self._session.uid) != self._session.uid:

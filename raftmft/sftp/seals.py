@@ -56,6 +56,8 @@ class Seals:
         self._tasks: set[asyncio.Task[None]] = set()
         self.changed = Bell()
         self.failure: RaftmftError | None = None
+        self.is_lossy = False
+        """Bytes of a failed upload are neither in memory nor in the store: reading it would give holes for them."""
 
     def __contains__(self, number: int) -> bool:
         return number in self._bytes
@@ -131,6 +133,7 @@ class Seals:
         finally:
             if is_held:
                 self._budget.left()
+                self.is_lossy = True
             del self._bytes[number]
             self._on_done(number)
             self.changed.ring()

@@ -57,7 +57,8 @@ class Upload:
         self.attrs: dict[str, int] = {}
         # A new name is published by any CLOSE, an existing file only if something changed.
         self.is_changed = is_truncated or not self.file
-        self.is_removed = self._is_over = False
+        self.is_removed = self._is_over = self._is_ended = False
+        self._readers = 0
         self.appends = is_append and bool(self.file)
         # Where the bytes begin that were only ever appended; None once anything else was changed.
         self.appended_from = self.size if self.appends and not is_truncated else None
@@ -142,6 +143,7 @@ class Upload:
         slot = self.slots.get(number)
         if slot is None or not slot.is_dirty or self.seals.failure is not None:
             if slot is not None:
+                self.seals.is_lossy |= slot.is_dirty
                 self._drop(number)
             return True
         if number in self.seals or self.seals.is_full:
@@ -229,7 +231,9 @@ class Upload:
 
     # --- looking ---------------------------------------------------------------------------------
     async def read(self, offset: int, length: int) -> bytes:
-        """The upload's own bytes, unpublished ones included; empty at its end."""
+        """The upload's own bytes, unpublished ones included; empty at its end. RaftmftError if some were given up."""
+        if self.seals.is_lossy:
+            raise self.seals.failure or RaftmftError("the upload has failed, and some of its bytes are not kept")
         end = min(self.size, offset + length)
         pieces = []
         while offset < end:
@@ -275,8 +279,26 @@ class Upload:
             log.debug("upload %d is ended with its session: %s", self.id, trouble,
                       extra=fields(upload=self.id, session=self.session, op=opids.present()))
 
+    def reader_came(self) -> None:
+        """Another handle reads what is written here; it may outlive the writing one."""
+        self._readers += 1
+
+    def reader_left(self) -> None:
+        """It is closed."""
+        self._readers -= 1
+        if self._is_ended and not self._readers:
+            self.close()
+
+    def ended(self) -> None:
+        """The writing handle is closed: memory is let go of with the last reader. What never reached the store can be
+        read until then, as long as the session's budget has room for it.
+        """
+        self._is_ended = True
+        if not self._readers:
+            self.close()
+
     def close(self) -> None:
-        """Lets go of memory; own read handles may go on to read what was stored."""
+        """Lets go of memory."""
         for number in list(self.slots):
             self._drop(number)
         self._base.close()

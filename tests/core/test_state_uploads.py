@@ -95,6 +95,14 @@ def test_open_to_write_by_flags(world: World, session: int) -> None:
     assert world.begin(session, "f", exclusive=True, create=False)["size"] == 10, "EXCL means nothing without CREAT"
 
 
+def test_what_a_session_is_writing_is_there_for_it_even_without_a_byte(world: World, session: int) -> None:
+    world.begin(session, "f", truncate=True)
+    other = world.login()
+    for truncate in (False, True):
+        assert world.refused(c.BeginUpload(other, path("f"), create=False, truncate=truncate)) == Code.NOT_FOUND
+        assert world.begin(session, "f", create=False, truncate=truncate)["size"] == 0
+
+
 def test_a_session_has_a_bounded_number_of_uploads(world: World, session: int, monkeypatch) -> None:
     monkeypatch.setattr("raftmft.core.uploads.MAX_UPLOADS_PER_SESSION", 2)
     for name in "ab":

@@ -340,6 +340,57 @@ def test_remove_and_rename_of_what_is_being_written(node: FakeNode) -> None:
     assert not node.has("moved/b") and not node.has("rn/a")
 
 
+def test_own_bytes_can_be_read_when_the_upload_has_failed(node: FakeNode) -> None:
+    """Until the reading handle is closed, and never as zeros."""
+    data = os.urandom(MIB + 1000)
+
+    async def test(sftp: RawSftp) -> None:
+        writing = await sftp.open_file("gone", PUT)
+        await sftp.write(writing, 0, data)
+        reading = await sftp.open_file("gone", p.FXF_READ)
+        await sftp.remove("gone")
+        await expect(2, "No such file", sftp.close_handle(writing))
+        assert await sftp.read(reading, MIB - 10, 2000) == data[MIB - 10:]
+        # Others need its memory: what is left of it goes to the store.
+        other = await sftp.open_file("other", PUT)
+        for number in range(40):
+            await sftp.write(other, 2 * number * MIB, b"x")
+        assert await sftp.read(reading, MIB - 10, 2000) == data[MIB - 10:]
+        await sftp.close_handle(reading)
+        await sftp.close_handle(other)
+    run(node, test)
+    assert node.content("other")[:: 2 * MIB] == b"x" * 40
+
+
+def test_bytes_that_a_failed_upload_lost_are_not_read_as_zeros(own_node: FakeNode) -> None:
+    async def test(sftp: RawSftp) -> None:
+        writing = await sftp.open_file("lost", PUT)
+        reading = await sftp.open_file("lost", p.FXF_READ)
+        await sftp.write(writing, 0, b"some bytes")
+        (upload,) = own_node.uploads
+        await asyncio.to_thread(own_node.ask, "upload.revoked", {"upload": upload})
+        await expect(4, "taken over", sftp.write(writing, 10, b"more"))
+        assert await sftp.read(reading, 0, 99) == b"some bytes", "they are still here"
+        other = await sftp.open_file("other", PUT)
+        for number in range(40):  # the memory is wanted
+            await sftp.write(other, 2 * number * MIB, b"x")
+        await expect(4, "taken over", sftp.read(reading, 0, 99))
+        await expect(4, "taken over", sftp.close_handle(writing))
+        await sftp.close_handle(other)
+    run(own_node, test)
+
+
+def test_attributes_of_an_unchanged_file_that_its_session_removed(node: FakeNode) -> None:
+    async def test(sftp: RawSftp) -> None:
+        await sftp.put("attrs", b"data")
+        handle = await sftp.open_file("attrs", p.FXF_WRITE)
+        await sftp.remove("attrs")
+        await sftp.fsetstat(handle, FileAttrs(mode=0o600, atime=5, mtime=6))
+        assert (await sftp.call(p.FSTAT, s(handle))).mode == 0o100600
+        await sftp.close_handle(handle)
+    run(node, test)
+
+
 def test_sizes_are_set(node: FakeNode) -> None:
     data = os.urandom(2 * MIB + 100)
 
