@@ -4,6 +4,10 @@ A Put is read into one of a few reusable buffers, verified, appended, and acknow
 that: one sync serves all that arrived meanwhile, and their acknowledgements leave in one write. While a thread hashes
 and appends one large chunk, the next is decrypted. All is bounded: RECEIVE_BUFFERS chunks being stored and GETS_MAX
 being read per connection; beyond that the connection is not read, and TCP holds the peer back.
+
+What is held already is appended again, unless content may be shared by all users (`shares`): else whoever uploads could
+tell by the time and by the room on the disk what others have. A put of what its own user has is not even sent
+(node/hits.py).
 """
 
 from __future__ import annotations
@@ -33,12 +37,13 @@ class BulkServer:
     """Serves bulk connections of peers out of `holdings`; `serve` is the listener's `on_bulk`.
 
     on_damaged(chunk_id) is told of chunks whose copy here turned out to be bad: repair them. `other` is asked for what
-    is no chunk: the parts of snapshots.
+    is no chunk: the parts of snapshots. `shares()`: whether a put of what is held here is a hit (dedup.scope).
     """
 
     def __init__(self, holdings: Holdings, *, on_damaged: Callable[[bytes], None] = lambda chunk_id: None,
-                 other: Callable[[bytes], Awaitable[bytes | None]] | None = None) -> None:
-        self._holdings, self._on_damaged, self._other = holdings, on_damaged, other
+                 other: Callable[[bytes], Awaitable[bytes | None]] | None = None,
+                 shares: Callable[[], bool] = lambda: False) -> None:
+        self._holdings, self._on_damaged, self._other, self._shares = holdings, on_damaged, other, shares
         self.counts: Counter[str] = Counter()
 
     async def serve(self, member: str, stream: TlsStream) -> None:
@@ -48,15 +53,22 @@ class BulkServer:
     # --- what a connection does with the store ------------------------------------------------------------------------
     async def keep(self, served: _Served, put: peer.Put, data: memoryview) -> None:
         """Stores one chunk and acknowledges when it is durable, or refuses."""
+        seq, size = put.seq, len(data)
+
+        def acknowledge(refusal: str) -> None:
+            served.acknowledge(seq, size, refusal)
+
+        if self._shares() and self._holdings.touch(put.chunk_id, acknowledge):
+            self.counts["hits"] += 1
+            return
         try:
-            place = await self._holdings.add(put.chunk_id, data)
+            place = await self._holdings.add(put.chunk_id, data, again=True)
         except (ChunkDamaged, RaftmftError, OSError) as error:
             self.counts["refused"] += 1
-            served.acknowledge(put.seq, len(data), str(error) or "the chunk could not be stored")
+            acknowledge(str(error) or "the chunk could not be stored")
             return
         self.counts["kept"] += 1
-        seq, size = put.seq, len(data)
-        self._holdings.when_durable(place, lambda refusal: served.acknowledge(seq, size, refusal))
+        self._holdings.when_durable(place, acknowledge)
 
     async def find(self, get: peer.Get) -> bytes:
         """The chunk, or b"" when it is not held here or was found to be bad."""

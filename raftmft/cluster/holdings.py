@@ -80,16 +80,35 @@ class Holdings:
         """Where the chunk lies here, durable or not; None when it is not held."""
         return self._storage.find(chunk_id)
 
-    async def add(self, chunk_id: bytes, data: Buffer) -> Place:
-        """The chunk is held here (not yet durable): it was held already, or its hash was verified and it was appended.
+    def touch(self, chunk_id: bytes, callback: WhenDurable) -> bool:
+        """A *hit*: somebody counts on the copy that is held here without sending the bytes. False if there is none;
+        else `callback` is called as by `when_durable`, after a sync that began later, as if it had just been appended.
+
+        Every hit goes through here, and through nothing else, so that the sweep can rely on it: it must not delete a
+        chunk for which this has said True, and the sync is the place where the touch becomes durable (DESIGN.md,
+        "Deduplication").
+        """
+        place = self._storage.find(chunk_id)
+        if place is None:
+            return False
+        if self._broken:
+            callback(self._broken)
+        else:
+            self._waiting.append((place, callback))
+            self._wake.set()
+        return True
+
+    async def add(self, chunk_id: bytes, data: Buffer, *, again: bool = False) -> Place:
+        """The chunk is held here (not yet durable): it was held already, or its hash was verified and it was appended;
+        if `again`, it is appended although it is held.
 
         ChunkDamaged if `data` does not have this id; OSError or RaftmftError if the disk refuses. `data` must not
         change until this returns. Cancelled, the chunk may be held or not; a thread at work is waited for.
         """
-        if (held := self._storage.find(chunk_id)) is not None:
+        if not again and (held := self._storage.find(chunk_id)) is not None:
             return held
         async with self._appending:
-            if (held := self._storage.find(chunk_id)) is not None:
+            if not again and (held := self._storage.find(chunk_id)) is not None:
                 return held
             if len(data) <= INLINE_BYTES:
                 return self._verify_and_append(chunk_id, data)

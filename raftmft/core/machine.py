@@ -35,6 +35,7 @@ from raftmft.core.options import Options
 from raftmft.core.outcome import Code, Outcome, Rejection
 from raftmft.core.partials import Partials
 from raftmft.core.publish import Publisher
+from raftmft.core.references import References
 from raftmft.core.refounding import Refounding
 from raftmft.core.schema import discard, open_reader
 from raftmft.core.sessions import Sessions
@@ -87,6 +88,7 @@ class Machine:
         self.options = Options(state, self.settings, audit)
         self.namespace = Namespace(state)
         self.inspection = Inspection(state, self.namespace)
+        self.references = References(self._db)
         self.partials = Partials(state, self.namespace, audit)
         self.uploads = Uploads(state, self.settings, self.namespace, self.partials, audit)
         self.opens = Opens(state, self.namespace, audit)

@@ -86,6 +86,14 @@ def _startups(text: str) -> Startups:
     return Startups(start, rate, full)
 
 
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError(text)
+        return text
+    return parse
+
+
 OPTIONS: dict[str, Option] = {option.key: option for option in (
     Option("replicas", "int", "", f"a whole number, 1 to {MAX_REPLICAS}",
            "how many members hold each chunk, if there are that many that store; default: as the cluster was made",
@@ -101,6 +109,9 @@ OPTIONS: dict[str, Option] = {option.key: option for option in (
            "how many new connections a second one address may make to a node", _whole(1, MAX_RATE)),
     Option("login.limit_s", "int", "30", "a whole number, 1 to 3600",
            "seconds in which a client must have logged in", _whole(1, 3600)),
+    Option("dedup.scope", "word", "home", "home or cluster",
+           "within what equal content is stored once: a home, or the whole cluster, where whoever uploads can tell by "
+           "the time it takes that somebody has the same bytes", _one_of("home", "cluster")),
 )}
 
 

@@ -20,7 +20,7 @@ from raftmft.core.errors import CorruptFile, ProgramTooOld
 from raftmft.core.features import FIRST, Features
 
 APPLICATION_ID = 0x724D4654  # "rMFT" in the SQLite header
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 LEVEL = "feature_level"
 """The key in `settings` of the feature level in force: the tables are those of _DDL and of the levels up to it."""
 
@@ -77,6 +77,7 @@ _DDL = (
         size INTEGER NOT NULL, depth INTEGER NOT NULL, ids BLOB NOT NULL, digest TEXT NOT NULL,
         version INTEGER NOT NULL, nlink INTEGER NOT NULL, target BLOB NOT NULL)""",
     "CREATE INDEX inodes_by_version ON inodes (version) WHERE version > 0",
+    "CREATE INDEX inodes_by_user ON inodes (uid, version) WHERE version > 0",
     """CREATE TABLE dentries (
         parent INTEGER NOT NULL, name BLOB NOT NULL, inode INTEGER NOT NULL, kind INTEGER NOT NULL,
         PRIMARY KEY (parent, name)) WITHOUT ROWID""",

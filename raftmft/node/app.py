@@ -64,6 +64,7 @@ from raftmft.node.evictions import Evictions
 from raftmft.node.files import Files
 from raftmft.node.frontdoor import FrontDoor
 from raftmft.node.genesis import bootstrap_command
+from raftmft.node.hits import Hits
 from raftmft.node.holders import Holders
 from raftmft.node.leader import LeaderDuties
 from raftmft.node.logins import Logins
@@ -161,7 +162,9 @@ class Node:
         self.coverage = Coverage(self.me, self.links, self.holdings, self.fetcher, self.replicator, self.view.storing,
                                  self.view.replicas, self.placement, self.view.write_quorum)
         self.state.subscribe(self._applied)
-        self.bulk = BulkServer(self.holdings, on_damaged=self.repairer.damaged, other=self._part_of_snapshot)
+        self.hits = Hits(self.me, self.links, self.holdings, self.fetcher.read, self.state)
+        self.bulk = BulkServer(self.holdings, on_damaged=self.repairer.damaged, other=self._part_of_snapshot,
+                               shares=self.hits.shares)
         self.snapshotter = Snapshotter(self.driver, self.snapshots, self.state, str(self.data_dir.state),
                                        self.pool.get)
         self.prefaces = PrefaceGuard(nobodys_key, self.me)
@@ -184,7 +187,7 @@ class Node:
         self.address = Address(self.settings, self.roster, self.epoch)
         self.logins = Logins(self.state, self.epoch, self.me)
         self.chunks = Chunks(self.me, self.storage, self.replicator, self.fetcher, self.repairer, self.view.storing,
-                             self.view.replicas, self.coverage, self.view.write_quorum)
+                             self.view.replicas, self.coverage, self.view.write_quorum, self.hits)
         self.files = Files(self.state, self.epoch, self.chunks)
         self.dispatch = Dispatch(self.epoch, self.logins, self.files, self.chunks, self._greet)
         self.workers = Workers(self.settings.worker_count, self.dispatch.handle, self._worker_gone,
@@ -233,7 +236,7 @@ class Node:
             nursery.start_soon(self.workers.run)
             await self.epoch.begin()
             for part in (self.address.run, self.renewal.run, self.logins.run, self.files.run, self.repairer.run,
-                         self.watch.run, self.evictions.run):
+                         self.hits.run, self.watch.run, self.evictions.run):
                 nursery.start_soon(part)
             nursery.start_soon(self.door.run, trio.socket.from_stdlib_socket(self.listeners.sftp))
             notify_systemd("READY=1")

@@ -2,7 +2,7 @@
 
 A worker appends a chunk to its own segment and says so (`chunk.put`) before its fdatasync; the node copies it to the
 other owners meanwhile and answers when enough of them hold it durably. The worker's own copy counts through the fact
-that it sends publish or checkpoint only after its fdatasync.
+that it sends publish or checkpoint only after its fdatasync. Before it appends a chunk it may offer it: hits.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ from raftmft.core import placement
 from raftmft.core.errors import RaftmftError
 from raftmft.core.manifest import CHUNK_SIZE, ID_SIZE, Manifest
 from raftmft.node.coverage import Coverage
+from raftmft.node.hits import Hits
 from raftmft.node.workers import Worker
 from raftmft.store.disk import SegmentStore
 from raftmft.store.format import Location
@@ -46,6 +48,8 @@ class Upload:
     under_way: Counter[int] = field(default_factory=Counter)
     """Puts under way, by the placement epoch in which they began."""
     ended: bool = field(default=False)
+    uid: int | None = None
+    """Whose home it goes to, once that home was looked at."""
 
 
 class Chunks:
@@ -55,8 +59,8 @@ class Chunks:
 
     def __init__(self, me: str, storage: SegmentStore, replicator: Replicator, fetcher: Fetcher, repairer: Repairer,
                  members: Callable[[], list[tuple[str, int]]], replicas: Callable[[], int],
-                 coverage: Coverage, write_quorum: Callable[[], int]) -> None:
-        self._write_quorum = write_quorum
+                 coverage: Coverage, write_quorum: Callable[[], int], hits: Hits) -> None:
+        self._write_quorum, self._hits = write_quorum, hits
         self._me, self._storage, self._coverage = me, storage, coverage
         self._replicator, self._fetcher, self._repairer = replicator, fetcher, repairer
         self._members, self._replicas = members, replicas
@@ -130,39 +134,65 @@ class Chunks:
         chunk_id, location = _id(args["id"]), _location(args)
         if not location.segment.startswith(f"{worker.name}-"):
             raise RaftmftError("a worker may only name segments of its own")
-        upload = self._uploads.get(int(args["upload"]))
-        if upload is None or upload.worker is not worker:
-            raise RaftmftError("the upload has ended")
-        epoch, members = self._coverage.epoch(), self._members()
+        upload, members = self._live(worker, args), self._members()
         replicas = len(members) if args.get("index") else min(self._replicas(), len(members))
         owners = placement.owners(chunk_id, members, replicas)
-        full = placement.write_quorum(min(self._replicas(), len(members)))
         own = 1 if self._me in owners else 0
 
         def need() -> int:
-            quorum = min(full, self._write_quorum())
-            if quorum < full:
-                upload.oldest = 0  # those who are away may be back when it is published: then they are asked again
-            return quorum - own
+            return self._quorum(upload) - own
 
+        with self._under_way(upload):
+            try:
+                # What a worker says is looked at before the index believes it: a place that is not there would later
+                # fail a sync, and with it the node. Read from the page cache: it was written just now.
+                others = any(owner != self._me for owner in owners)
+                data = self._storage.read(location, chunk_id) if others else self._storage.read_range(location, 0, 1)
+                self._storage.index.add(chunk_id, location)
+                await self._replicator.put(chunk_id, lambda: data, owners, need)
+            except BaseException as error:
+                upload.failed = f"a chunk could not be copied to {need()} other members: {error}"
+                raise
+        return {}
+
+    async def offer(self, worker: Worker, args: dict[str, Any]) -> dict[str, Any]:
+        """chunk.offer: "held" is True if a write quorum of the chunk's owners holds it durably, and the upload's user
+        may know that. Then it counts for the upload as if it had been put; else nothing has happened.
+        """
+        chunk_id, upload, members = _id(args["id"]), self._live(worker, args), self._members()
+        if upload.uid is None:
+            upload.uid = await self._hits.begin(int(args["upload"]))
+        owners = placement.owners(chunk_id, members, min(self._replicas(), len(members)))
+        with self._under_way(upload):
+            return {"held": await self._hits.hit(upload.uid, chunk_id, owners, self._quorum(upload))}
+
+    def _live(self, worker: Worker, args: dict[str, Any]) -> Upload:
+        upload = self._uploads.get(int(args["upload"]))
+        if upload is None or upload.worker is not worker:
+            raise RaftmftError("the upload has ended")
+        return upload
+
+    def _quorum(self, upload: Upload) -> int:
+        """How many owners must hold a chunk of it at this moment."""
+        full = placement.write_quorum(min(self._replicas(), len(self._members())))
+        quorum = min(full, self._write_quorum())
+        if quorum < full:
+            upload.oldest = 0  # those who are away may be back when it is published: then they are asked again
+        return quorum
+
+    @contextmanager
+    def _under_way(self, upload: Upload) -> Iterator[None]:
+        """A chunk is being acknowledged under the present placement."""
+        epoch = self._coverage.epoch()
         upload.pending += 1
         upload.under_way[epoch] += 1
         upload.oldest = min(upload.oldest, epoch)
         try:
-            # What a worker says is looked at before the index believes it: a place that is not there would later fail
-            # a sync, and with it the node. Read from the page cache: it was written just now.
-            others = any(owner != self._me for owner in owners)
-            data = self._storage.read(location, chunk_id) if others else self._storage.read_range(location, 0, 1)
-            self._storage.index.add(chunk_id, location)
-            await self._replicator.put(chunk_id, lambda: data, owners, need)
-        except BaseException as error:
-            upload.failed = f"a chunk could not be copied to {need()} other members: {error}"
-            raise
+            yield
         finally:
             upload.pending -= 1
             upload.under_way[epoch] -= 1
             upload.under_way += Counter()  # drops what is none
-        return {}
 
     async def locate_request(self, args: dict[str, Any]) -> dict[str, Any]:
         """chunk.locate."""

@@ -35,7 +35,8 @@ class Dispatch:
             "conn.end": self._connection_end,
             "auth.password": self._password, "auth.keys": self._keys, "auth.login": self._login,
             "auth.refused": self._refused,
-            "chunk.put": chunks.put, "chunk.locate": lambda _, args: chunks.locate_request(args),
+            "chunk.put": chunks.put, "chunk.offer": chunks.offer,
+            "chunk.locate": lambda _, args: chunks.locate_request(args),
             "chunk.fetch": lambda _, args: chunks.fetch(args), "chunk.bad": lambda _, args: chunks.bad(args),
             **files.operations,
         }

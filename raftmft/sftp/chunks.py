@@ -1,7 +1,8 @@
 """Chunks on their way to disk and to other members.
 
 `append` hashes a chunk and puts it into this worker's own segment (page cache), in one worker thread, so that chunks
-are appended in the order asked. `put` has the node copy it to other owners meanwhile. `sync` makes everything appended
+are hashed in the order asked. `offer` asks the node whether the owners have a chunk already (node/hits.py), which is
+then neither appended nor put. `put` has the node copy it to other owners meanwhile. `sync` makes everything appended
 before the call durable; calls that come while a sync runs share the next one. A worker must not send publish or
 checkpoint before its own `sync` and every `put` of the content have returned.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from concurrent.futures import ThreadPoolExecutor
 
 from blake3 import blake3
@@ -44,14 +45,30 @@ class ChunkWriter:
         self._next_sync: asyncio.Task[None] | None = None
         self.in_flight = asyncio.Semaphore(MOST_IN_FLIGHT)
 
-    async def append(self, data: Buffer, digest: blake3 | None = None) -> tuple[bytes, Location]:
-        """The chunk's id and place; it can be read there, but is not durable. `digest`, if given, is fed the data.
+    async def identify(self, data: Buffer, digest: blake3 | None = None) -> bytes:
+        """The chunk's id; nothing is stored. `digest`, if given, is fed the data. `data` must not change meanwhile."""
+        return await asyncio.get_running_loop().run_in_executor(self._appending, _identify, data, digest)
+
+    async def append(self, data: Buffer, chunk_id: bytes) -> Location:
+        """The place of an identified chunk; it can be read there, but is not durable.
 
         `data` must not change until this returns. RaftmftError (StoreFull, StoreBroken) if it cannot; cancelled, the
         chunk is appended all the same and nothing refers to it.
         """
+        _, place = await self._append_in_thread(data, None, (), chunk_id)
+        assert place is not None
+        return place
+
+    async def append_new(self, data: Buffer, digest: blake3 | None = None,
+                         known: Container[bytes] = ()) -> tuple[bytes, Location | None]:
+        """identify and append in one turn of the thread; no place, and nothing appended, if the id is in `known`."""
+        return await self._append_in_thread(data, digest, known, None)
+
+    async def _append_in_thread(self, data: Buffer, digest: blake3 | None, known: Container[bytes],
+                                chunk_id: bytes | None) -> tuple[bytes, Location | None]:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._appending, self._append, data, digest)
+            return await asyncio.get_running_loop().run_in_executor(
+                self._appending, self._append, data, digest, known, chunk_id)
         except StoreBroken as error:
             self._on_broken(str(error))
             raise
@@ -64,10 +81,15 @@ class ChunkWriter:
             "upload": upload, "id": chunk_id, "segment": place.segment, "offset": place.offset, "length": place.length,
             "index": is_index})
 
+    async def offer(self, upload: int, chunk_id: bytes) -> bool:
+        """Whether a write quorum of the owners has the chunk durably, and the user may know: then it is stored."""
+        return (await self._link.request("chunk.offer", {"upload": upload, "id": chunk_id}))["held"] is True
+
     async def store(self, upload: int, data: Buffer, *, is_index: bool = False) -> bytes:
         """append and put, within the bound of chunks in flight; gives the id."""
         async with self.in_flight:
-            chunk_id, place = await self.append(data)
+            chunk_id, place = await self.append_new(data)
+            assert place is not None
             await self.put(upload, chunk_id, place, is_index=is_index)
             return chunk_id
 
@@ -89,9 +111,14 @@ class ChunkWriter:
                 self._on_broken(str(error))
                 raise
 
-    def _append(self, data: Buffer, digest: blake3 | None) -> tuple[bytes, Location]:
-        chunk_id = blake3(data).digest()
-        place = self._segments.append(chunk_id, data)
-        if digest is not None:
-            digest.update(data)
-        return chunk_id, place
+    def _append(self, data: Buffer, digest: blake3 | None, known: Container[bytes],
+                chunk_id: bytes | None) -> tuple[bytes, Location | None]:
+        if chunk_id is None:
+            chunk_id = _identify(data, digest)
+        return chunk_id, None if chunk_id in known else self._segments.append(chunk_id, data)
+
+
+def _identify(data: Buffer, digest: blake3 | None) -> bytes:
+    if digest is not None:
+        digest.update(data)
+    return blake3(data).digest()

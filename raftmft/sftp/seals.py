@@ -1,9 +1,9 @@
 """Sealing: a slot's bytes become a chunk in the store, held by enough owners.
 
 A seal hashes and appends the bytes, enters the chunk in the upload's table, then waits until the node has it copied to
-enough other owners. Seals of different slots overlap; of one slot there is at most one. `window` of them are under way
-at most, which is how a slow cluster slows the client. The streaming digest is fed by seals too, as long as full slots
-are sealed once each, in order.
+enough other owners. Bytes that are stored already (repeats.py) are neither appended nor copied. Seals of different
+slots overlap; of one slot there is at most one. `window` of them are under way at most, which is how a slow cluster
+slows the client. The streaming digest is fed by seals too, as long as full slots are sealed once each, in order.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from raftmft.core.errors import RaftmftError
 from raftmft.core.manifest import CHUNK_SIZE
 from raftmft.sftp.buffers import Bell, Budget
 from raftmft.sftp.chunks import Buffer, ChunkWriter
+from raftmft.sftp.repeats import Repeats
 from raftmft.sftp.slots import SlotTable
+from raftmft.store.segments import Location
 
 
 class StreamDigest:
@@ -54,6 +56,7 @@ class Seals:
         self._upload, self._window, self._on_done = upload, max(1, window), on_done
         self._bytes: dict[int, Buffer | None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._repeats = Repeats()
         self.changed = Bell()
         self.failure: RaftmftError | None = None
         self.is_lossy = False
@@ -121,13 +124,15 @@ class Seals:
         is_held = True
         try:
             async with self._writer.in_flight:
-                chunk_id, place = await self._writer.append(data, digest)
+                chunk_id, place = await self._stored(data, digest)
                 self._table.set(number, chunk_id, len(data))
                 self._bytes[number] = None
                 self._budget.left()
                 is_held = False
                 self.changed.ring()
-                await self._writer.put(self._upload, chunk_id, place)
+                if place is not None:
+                    await self._writer.put(self._upload, chunk_id, place)
+                    self._repeats.acknowledged(chunk_id)
         except RaftmftError as trouble:
             self.poison(trouble)
         finally:
@@ -137,3 +142,15 @@ class Seals:
             del self._bytes[number]
             self._on_done(number)
             self.changed.ring()
+
+    async def _stored(self, data: Buffer, digest: blake3 | None) -> tuple[bytes, Location | None]:
+        """The id of the bytes, and where they were appended; no place if enough owners hold them durably anyway."""
+        writer, repeats = self._writer, self._repeats
+        if not repeats.is_offered(len(data)):
+            return await writer.append_new(data, digest, repeats)
+        chunk_id = await writer.identify(data, digest)
+        if chunk_id in repeats:
+            return chunk_id, None
+        is_held = await writer.offer(self._upload, chunk_id)
+        repeats.answered(is_held)
+        return chunk_id, None if is_held else await writer.append(data, chunk_id)

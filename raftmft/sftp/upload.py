@@ -113,6 +113,8 @@ class Upload:
 
     async def write(self, offset: int, data: memoryview) -> None:
         """Takes the bytes, waiting for room, loaded slots and acknowledgements as need be. Raises the failure."""
+        if self._is_over:  # a copy goes on writing after its session, and may never have to wait
+            raise SessionOver("the session ended")
         while not self.try_write(offset, data):
             where = self.size if self.appends else offset
             await self._make_way(where // CHUNK_SIZE, (where + len(data) - 1) // CHUNK_SIZE)

@@ -44,6 +44,34 @@ async def test_a_hit_on_a_workers_unsynced_append_waits_for_a_sync_of_its_segmen
     assert chunk_id in storage.survivors() and len(storage.chunks) == 1
 
 
+async def test_a_touch_is_answered_after_a_sync_that_began_later_even_if_the_chunk_is_durable(nursery):
+    storage, gate = MemoryStorage(), threading.Semaphore(1)
+    storage.before_sync = lambda: gate.acquire(timeout=5)
+    holdings = Holdings(storage)
+    await nursery.start(holdings.run)
+    chunk_id, data = chunk(1)
+    await holdings.put(chunk_id, data)
+    answers = []
+    assert not holdings.touch(b"n" * 32, answers.append)
+    assert holdings.touch(chunk_id, answers.append)
+    await trio.testing.wait_all_tasks_blocked()
+    assert answers == [] and storage.syncs == 1
+    gate.release()
+    await until(lambda: answers == [""])
+    assert storage.syncs == 2 and len(storage.chunks) == 1
+
+
+async def test_what_is_put_again_on_purpose_is_appended_again(nursery):
+    storage = MemoryStorage()
+    holdings = Holdings(storage)
+    await nursery.start(holdings.run)
+    for size in (100, INLINE_BYTES * 2):
+        chunk_id, data = chunk(1, size)
+        first = await holdings.add(chunk_id, data)
+        assert await holdings.add(chunk_id, data) == first
+        assert (await holdings.add(chunk_id, data, again=True)).offset == first.offset + size
+
+
 async def test_one_sync_at_a_time_and_all_that_wait_share_the_next(nursery):
     storage, gate = MemoryStorage(), threading.Semaphore(0)
     storage.before_sync = lambda: gate.acquire(timeout=5)

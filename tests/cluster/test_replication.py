@@ -516,6 +516,8 @@ async def test_a_workers_unsynced_segment_is_synced_through_the_reader(tmp_path)
         worker = SegmentStorage(n2.storage.folder, "worker")
         chunk_id, data = chunk()
         n2.storage.index.add(chunk_id, worker.append(chunk_id, data))
-        await n1.pool.put("n2", chunk_id, data)
+        touched: list[str] = []
+        assert n2.holdings.touch(chunk_id, touched.append)
+        await until(lambda: touched == [""])
         assert n2.storage.writer.unsynced_bytes == 0 and n2.holdings.syncs == 1
         assert n2.holdings._synced == {n2.holdings.find(chunk_id).segment: n2.holdings.find(chunk_id).offset + MIB}

@@ -102,7 +102,7 @@ async def test_a_malformed_question_is_refused(ids: Any) -> None:
 
 async def test_an_upload_is_covered_again_when_members_changed_and_only_then() -> None:
     cluster = Cluster()
-    chunks = Chunks("a", None, None, None, None, lambda: STORING, lambda: 3, cluster.coverage, lambda: 2)  # type: ignore[arg-type]
+    chunks = Chunks("a", None, None, None, None, lambda: STORING, lambda: 3, cluster.coverage, lambda: 2, None)  # type: ignore[arg-type]
     asked: list[Manifest] = []
     real = cluster.coverage.ensure
 

@@ -83,6 +83,7 @@ class FakeNode:
         self.sessions: dict[int, str] = {}
         self.ended: list[tuple[int, str]] = []
         self.places: dict[bytes, Location] = {}
+        self.known: set[bytes] = set()
         self.count = 100
         self.key = asyncssh.generate_private_key("ssh-ed25519")
         self.host_key = asyncssh.generate_private_key("ssh-ed25519")
@@ -461,6 +462,9 @@ class FakeNode:
     def _chunk_put(self, upload: int, id: bytes, segment: str, offset: int, length: int, index: bool) -> Any:
         self.places[id] = Location(segment, offset, length)
         return {}
+
+    def _chunk_offer(self, upload: int, id: bytes) -> Any:
+        return {"held": id in self.known}
 
     def _chunk_locate(self, ids: list[bytes]) -> Any:
         return {"locations": [self.places.get(i) for i in ids]}

@@ -67,6 +67,9 @@ class Account:
             self.places[args["id"]] = Location(args["segment"], args["offset"], args["length"])
             await asyncio.sleep(self.rng.random() * 0.003)
             self.held.add(args["id"])
+        elif op == "chunk.offer":
+            with self.lock:
+                return {"held": args["id"] in self.durable & self.held}
         elif op == "chunk.locate":
             return {"locations": [self.places[i] for i in args["ids"]]}
         elif op in ("fs.publish", "fs.checkpoint"):
