@@ -18,7 +18,8 @@ def set_size(size: int) -> None:
     manifest.CHUNK_SIZE = size
     manifest.IDS_PER_INDEX = size // manifest.ID_SIZE
     manifest.MAX_FILE_SIZE = manifest.INLINE_IDS * manifest.IDS_PER_INDEX * size
-    from raftmft.sftp import slots
+    from raftmft.sftp import repeats, slots
 
+    repeats.LEAST_OFFERED = min(repeats.LEAST_OFFERED, size // 2)
     slots.PAGE_SLOTS = min(slots.PAGE_SLOTS, manifest.IDS_PER_INDEX // PAGES_PER_GROUP)
     slots._PAGES_PER_GROUP = manifest.IDS_PER_INDEX // slots.PAGE_SLOTS

@@ -113,6 +113,8 @@ class Node:
         if op == "chunk.put":
             self.places[args["id"]] = Location(args["segment"], args["offset"], args["length"])
             return {}
+        if op == "chunk.offer":
+            return {"held": any(args["id"] in node.places for node in self.cluster.nodes)}
         if op == "chunk.locate":
             return {"locations": [self.places.get(i) for i in args["ids"]]}
         assert op == "chunk.fetch", op
@@ -124,7 +126,7 @@ class Node:
                 reader = SegmentReader(other.store)
                 data = reader.read(other.places[chunk_id], chunk_id)
                 reader.close()
-                _, self.places[chunk_id] = await self.writer.append(data)
+                self.places[chunk_id] = await self.writer.append(data, chunk_id)
                 return self.places[chunk_id]
         return None
 
