@@ -1,9 +1,9 @@
 """Checkpoints of an upload: its durable prefix, committed so that another node can continue it (contract, promise 3).
 
 A checkpoint is due when EVERY_BYTES more are stored and acknowledged, and EVERY_S after a byte was written; in the
-second case copies of unfinished slots are stored too. Writes stop when the prefix is MOST_BEHIND_BYTES ahead of the
-last checkpoint. Only uploads to names without a published file are checkpointed. A checkpoint that fails poisons the
-upload.
+second case copies of unfinished slots are stored too. Writes stop before the prefix is over MOST_BEHIND_BYTES ahead of
+the last checkpoint. Only uploads to names without a published file are checkpointed. A checkpoint that fails poisons
+the upload.
 
 A manifest's last chunk ends where its file does. So where the prefix ends within a chunk that is stored longer (bytes
 behind a gap came first), the checkpoint stores a copy of that chunk's beginning: a prefix never shrinks.
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from raftmft.core.errors import RaftmftError
 from raftmft.core.manifest import CHUNK_SIZE, chunk_count
+from raftmft.sftp.extended import MAX_DATA
 
 if TYPE_CHECKING:
     from raftmft.sftp.upload import Upload
@@ -57,7 +58,7 @@ class Checkpoints:
     def is_behind(self) -> bool:
         """Whether more bytes may not be acknowledged before a checkpoint covers earlier ones."""
         return self._is_kept and not self._is_stopped and not self._upload.is_removed and (
-            self._upload.prefix.end - self._done > MOST_BEHIND_BYTES)
+            self._upload.prefix.end - self._done > MOST_BEHIND_BYTES - MAX_DATA)  # as much as one WRITE may add
 
     def catch_up(self, *, is_idle: bool) -> None:
         """Writes wait for a checkpoint: begins one if nothing else will."""

@@ -9,6 +9,7 @@ slows the client. The streaming digest is fed by seals too, as long as full slot
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from blake3 import blake3
@@ -20,6 +21,9 @@ from raftmft.sftp.chunks import Buffer, ChunkWriter
 from raftmft.sftp.repeats import Repeats
 from raftmft.sftp.slots import SlotTable
 from raftmft.store.segments import Location
+from raftmft.wire.loglines import fields
+
+log = logging.getLogger(__name__)
 
 
 class StreamDigest:
@@ -92,6 +96,7 @@ class Seals:
         """Nothing more will come of this upload."""
         if self.failure is None:
             self.failure = trouble
+            log.info("upload %d cannot go on: %s", self._upload, trouble, extra=fields(upload=self._upload))
         self.changed.ring()
 
     def check(self) -> None:

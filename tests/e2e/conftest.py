@@ -29,6 +29,16 @@ def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster
         cluster.stop()
 
 
+@pytest.fixture(scope="session")
+def mortal_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three nodes; tests may kill one, if they start it again and wait until it is ready. Names are their own."""
+    cluster = Cluster(tmp_path_factory.mktemp("mortal") / "c")
+    try:
+        yield cluster.start()
+    finally:
+        cluster.stop()
+
+
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     """Three fresh nodes that may be hurt."""
