@@ -92,9 +92,13 @@ class Budget:
         """Whether so many more slots may be taken into memory."""
         return len(self._slots) + self._leaving + slots <= self._most
 
-    def oldest(self) -> tuple[Upload, int] | None:
-        """The slot to let go of next; None if all are on their way already."""
-        return next(iter(self._slots), None)
+    async def push_out(self) -> None:
+        """Begins to store the oldest slot, which makes room once it is stored, or waits for something to change."""
+        oldest = next(iter(self._slots), None)
+        if oldest is None:
+            await self.changed.wait()
+        elif not oldest[0].let_go(oldest[1]):
+            await oldest[0].seals.changed.wait()
 
     def took(self, upload: Upload, number: int) -> None:
         """A slot came into memory."""

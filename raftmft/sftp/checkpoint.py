@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from raftmft.core.errors import RaftmftError
 from raftmft.core.manifest import CHUNK_SIZE, chunk_count
 from raftmft.sftp.extended import MAX_DATA
+from raftmft.sftp.slots import UNCHANGED
 
 if TYPE_CHECKING:
     from raftmft.sftp.upload import Upload
@@ -120,16 +121,24 @@ class Checkpoints:
         """Commits the stored prefix as it is now; gives up, without trouble, if it is overwritten meanwhile. One that
         was asked for is committed though it stands: another session's file may have come and gone at its place.
         """
-        upload = self._upload
+        upload, table = self._upload, self._upload.table
         size = self._stored_prefix()
-        end, tail_id = await self._store_tail(size) if with_tail else (size, b"")
-        if end == self._done and upload.table.lowest_change >= chunk_count(end) and not (is_asked and end):
-            return
+        # From here on the table tells what changes meanwhile: a file that is cut has fewer chunks than are counted here.
+        changed_before, table.lowest_change = table.lowest_change, UNCHANGED
+        is_done = False
+        try:
+            end, tail_id = await self._store_tail(size) if with_tail else (size, b"")
+            if end == self._done and min(changed_before, table.lowest_change) >= chunk_count(end) and not (
+                    is_asked and end):
+                return
+            manifest = await table.manifest(end, b"", upload.store_index, tail_id)
+            if table.lowest_change < chunk_count(end):
+                return
+            is_done = True
+        finally:
+            if not is_done:
+                table.lowest_change = min(table.lowest_change, changed_before)
         size = end
-        upload.table.lowest_change = 1 << 62
-        manifest = await upload.table.manifest(size, b"", upload.store_index, tail_id)
-        if upload.table.lowest_change < chunk_count(size):
-            return
         await upload.writer.sync()
         await upload.link.request("fs.checkpoint", {
             **upload.told, "op": upload.begun_by, "size": size, "depth": manifest.depth, "ids": manifest.ids,

@@ -21,9 +21,12 @@ from raftmft.sftp.content import Content
 
 PAGE_SLOTS = 1024
 NO_CHUNK = bytes(ID_SIZE)
+UNCHANGED = 1 << 62
 _PAGES_PER_GROUP = IDS_PER_INDEX // PAGE_SLOTS
 
-StoreIndex = Callable[[bytes], Awaitable[bytes]]
+_ZEROS = bytes(CHUNK_SIZE)
+
+Store = Callable[[bytes], Awaitable[bytes]]
 
 
 class SlotTable:
@@ -34,7 +37,7 @@ class SlotTable:
         self._pages: dict[int, bytearray] = {}
         self._group_ids: dict[int, bytes] = {}
         self._base_slots = chunk_count(base.manifest.size)
-        self.lowest_change = 1 << 62
+        self.lowest_change = UNCHANGED
         self.short: dict[int, int] = {}
         tail = base.manifest.size % CHUNK_SIZE
         if tail:
@@ -101,7 +104,18 @@ class SlotTable:
             slot = end
         return False
 
-    async def manifest(self, size: int, zero_id: bytes, store_index: StoreIndex, tail_id: bytes = b"") -> Manifest:
+    async def zero_id(self, size: int, store: Store) -> bytes:
+        """The id of a chunk of zeros, stored by `store` if the first `size` bytes have holes, else b"". A short hole at
+        their end is one no more.
+        """
+        slots, tail = chunk_count(size), size % CHUNK_SIZE
+        if not self.has_holes(slots):
+            return b""
+        if tail and not self.is_stored(slots - 1):
+            self.set(slots - 1, await store(bytes(tail)), tail)
+        return await store(_ZEROS) if self.has_holes(slots) else b""
+
+    async def manifest(self, size: int, zero_id: bytes, store_index: Store, tail_id: bytes = b"") -> Manifest:
         """The manifest of the first `size` bytes, the same as core.manifest.pack_ids would give; holes are `zero_id`,
         and `tail_id`, if given, is the last chunk in place of the table's.
 
@@ -110,17 +124,21 @@ class SlotTable:
         """
         count = chunk_count(size)
         if count <= INLINE_IDS:
-            return Manifest(size, 0, _ending(await self._ids(0, count, zero_id), tail_id))
+            return Manifest(size, 0, await self._ids_to(0, count, zero_id, tail_id))
         ids = []
         for group in range(-(-count // IDS_PER_INDEX)):
             first, end = group * IDS_PER_INDEX, min(count, (group + 1) * IDS_PER_INDEX)
             if tail_id and end == count:
-                ids.append(await store_index(_ending(await self._ids(first, end, zero_id), tail_id)))
+                ids.append(await store_index(await self._ids_to(first, end, zero_id, tail_id)))
             else:
                 ids.append(await self._group(group, first, end, zero_id, store_index))
         return Manifest(size, 1, b"".join(ids))
 
-    async def _group(self, group: int, first: int, end: int, zero_id: bytes, store_index: StoreIndex) -> bytes:
+    async def _ids_to(self, first: int, end: int, zero_id: bytes, tail_id: bytes) -> bytes:
+        """As `_ids`, the last one being `tail_id` if that is given: its slot need not be stored."""
+        return await self._ids(first, end - bool(tail_id), zero_id) + tail_id
+
+    async def _group(self, group: int, first: int, end: int, zero_id: bytes, store_index: Store) -> bytes:
         known = self._group_ids.get(group) if end - first == IDS_PER_INDEX else None
         if known is not None:
             return known
@@ -169,6 +187,3 @@ class SlotTable:
         self.lowest_change = min(self.lowest_change, slot)
         self._group_ids.pop(slot // IDS_PER_INDEX, None)
 
-
-def _ending(ids: bytes, tail_id: bytes) -> bytes:
-    return ids[: len(ids) - len(tail_id)] + tail_id

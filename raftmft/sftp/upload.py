@@ -32,12 +32,10 @@ from raftmft.sftp.content import ChunkReader, Content, places_of
 from raftmft.sftp.link import Link, Refused
 from raftmft.sftp.names import Path
 from raftmft.sftp.seals import Seals, StreamDigest
-from raftmft.sftp.slots import SlotTable
+from raftmft.sftp.slots import UNCHANGED, SlotTable
 from raftmft.wire.loglines import fields
 
 log = logging.getLogger(__name__)
-
-_ZEROS = bytes(CHUNK_SIZE)
 
 
 class SessionOver(RaftmftError):
@@ -128,11 +126,7 @@ class Upload:
         elif not self.seals.is_full:
             missing = [number for number in range(first, last + 1) if number not in self.slots]
             if missing and not self._budget.has_room(len(missing)):
-                oldest = self._budget.oldest()
-                if oldest is None:
-                    await self._budget.changed.wait()
-                elif not oldest[0].let_go(oldest[1]):
-                    await oldest[0].seals.changed.wait()
+                await self._budget.push_out()
                 return
             for number in missing:
                 if number not in self.seals and self.table.is_stored(number):
@@ -160,17 +154,16 @@ class Upload:
         self.is_changed, self._copied_digest, self.appended_from = True, "", None
         if size < self.size:
             await self.seals.acknowledged()
+            # At once: a checkpoint that runs meanwhile must see prefix and table agree.
             for number in [n for n in self.slots if n >= chunk_count(size)]:
                 self._drop(number)
             self.table.cut(chunk_count(size))
-            tail, length = divmod(size, CHUNK_SIZE)
-            if length and (tail in self.slots or self.table.length_of(tail) > length):
-                slot = self.slots.get(tail) or await self._load(tail)
-                if len(slot.buffer) > length:
-                    slot.fit(length)
+            self.prefix.cut(size)
+            self.size = size
             if size < self._digest.slots * CHUNK_SIZE:
                 self._digest.void()
-            self.prefix.cut(size)
+            if size % CHUNK_SIZE:
+                await self._cut_slot(*divmod(size, CHUNK_SIZE))
         self.size = size
         self._touched_s = time.time()
         self.checkpoints.written()
@@ -263,8 +256,8 @@ class Upload:
         if self.is_removed:
             raise Refused(Code.NOT_FOUND, "the file was removed while it was being written")
         await self._store_all()
-        zero_id = await self._zero_id()
-        self.table.lowest_change = 1 << 62
+        zero_id = await self.table.zero_id(self.size, self._store_zeros)
+        self.table.lowest_change = UNCHANGED
         manifest = await self.table.manifest(self.size, zero_id, self.store_index)
         await asyncio.gather(self.writer.sync(), self.seals.acknowledged())
         await self.link.request("fs.publish", {
@@ -288,13 +281,11 @@ class Upload:
     def reader_left(self) -> None:
         """It is closed."""
         self._readers -= 1
-        if self._is_ended and not self._readers:
-            self.close()
+        if self._is_ended:
+            self.ended()
 
     def ended(self) -> None:
-        """The writing handle is closed: memory is let go of with the last reader. What never reached the store can be
-        read until then, as long as the session's budget has room for it.
-        """
+        """The writing handle is closed. Memory is let go of with the last reader, or when others need it."""
         self._is_ended = True
         if not self._readers:
             self.close()
@@ -316,6 +307,9 @@ class Upload:
         return await self.writer.store(self.id, content, is_index=True)
 
     # --- leaves ----------------------------------------------------------------------------------
+    async def _store_zeros(self, zeros: bytes) -> bytes:
+        return await self.writer.store(self.id, zeros)
+
     def _take_in(self, number: int, slot: Slot) -> Slot:
         self.slots[number] = slot
         self._budget.took(self, number)
@@ -342,6 +336,22 @@ class Upload:
         """A stored slot comes back into memory, to be changed."""
         data = await self._stored(number)
         return self.slots.get(number) or self._take_in(number, Slot(bytearray(data), is_dirty=False))
+
+    async def _cut_slot(self, number: int, length: int) -> None:
+        """No bytes stand in a slot behind `length`, which might show up once the file grows. Trouble poisons."""
+        if number not in self.slots and self.table.length_of(number) <= length:
+            return
+        try:
+            slot = self.slots.get(number) or await self._load_with_room(number)
+        except RaftmftError as trouble:
+            self.seals.poison(trouble)
+            raise
+        slot.fit(min(length, len(slot.buffer)))
+
+    async def _load_with_room(self, number: int) -> Slot:
+        while not self._budget.has_room(1):
+            await self._budget.push_out()
+        return await self._load(number)
 
     async def _stored(self, number: int) -> bytes:
         chunk_id = await self.table.id_of(number)
@@ -372,7 +382,7 @@ class Upload:
                     tail = slot.buffer  # a checkpoint stored it, and did not hash it
                 continue
             await self.seals.turn(number)
-            slot = self.slots.get(number) or await self._load(number)
+            slot = self.slots.get(number) or await self._load_with_room(number)
             slot.fit(length)
             self._seal(number, is_last=number == last)
         await self.seals.appended()
@@ -380,15 +390,6 @@ class Upload:
             digest = self._digest.next_for(last, len(tail), is_last=True)
             if digest is not None:
                 digest.update(tail)
-
-    async def _zero_id(self) -> bytes:
-        """The id of a chunk of zeros, stored once if the file has holes; a short hole at its end is stored too."""
-        slots, tail = chunk_count(self.size), self.size % CHUNK_SIZE
-        if not self.table.has_holes(slots):
-            return b""
-        if tail and not self.table.is_stored(slots - 1):
-            self.table.set(slots - 1, await self.writer.store(self.id, bytes(tail)), tail)
-        return await self.writer.store(self.id, _ZEROS) if self.table.has_holes(slots) else b""
 
 
 def _check_size(size: int) -> None:

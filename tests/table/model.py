@@ -151,7 +151,7 @@ class Model(Names):
         for buffer, new in ((upload.data, data), (upload.mask, b"\1" * len(data))):
             buffer.extend(bytes(max(0, offset - len(buffer))))
             buffer[offset : offset + len(data)] = new
-        upload.is_changed = True
+        upload.is_changed = upload.is_unsaved = True
 
     def read(self, handle: Handle, offset: int, length: int) -> bytes:
         """READ; empty at the end. A writing handle reads its own bytes."""
@@ -221,6 +221,7 @@ class Model(Names):
             return
         size = upload.prefix
         if size == upload.saved == 0:
+            upload.is_unsaved = False
             return  # there was never anything to keep
         try:
             if not upload.is_live:
@@ -229,7 +230,7 @@ class Model(Names):
         except Denied as denied:
             upload.failure = denied.code
             raise
-        upload.saved = size
+        upload.saved, upload.is_unsaved = size, False
 
     def _keep(self, upload: Upload, size: int) -> None:
         key = (upload.directory, upload.name)
@@ -311,6 +312,7 @@ def _check(upload: Upload) -> None:
 
 
 def _resize(upload: Upload, size: int) -> None:
+    upload.is_unsaved = True
     del upload.data[size:], upload.mask[size:]
     upload.data.extend(bytes(size - len(upload.data)))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from enum import Enum
 from typing import Any
 
 from raftmft.core.manifest import CHUNK_SIZE
@@ -31,6 +32,22 @@ WEIGHTS = {"open": 16, "write": 22, "read": 10, "close": 9, "fsync": 4, "stat": 
            "fsetstat": 6, "setstat": 3, "remove": 2, "rename": 4, "mkdir": 2, "rmdir": 1, "link": 1, "lose": 1}
 
 
+NEEDS_NO_SYNC = {"write", "read", "fstat", "fsync", "fsetstat", "lose"}
+
+
+class Synced(Enum):
+    """How much of what is written is checkpointed by fsync, where checkpoints also come by themselves when they like.
+    Only what those change could not be told otherwise.
+    """
+
+    NEVER = 0
+    """Nothing: no checkpoints may come by themselves."""
+    LAZILY = 1
+    """What is unsaved when anybody does anything that a partial could make a difference to."""
+    ALWAYS = 2
+    """Every change, at once."""
+
+
 class Mismatch(AssertionError):
     """What was answered is not what the model says."""
 
@@ -50,12 +67,9 @@ class Play:
     """One seed's run. `trace` holds a line for each operation."""
 
     def __init__(self, seed: int, model: Model, actors: list[Actor], *, most_bytes: int, largest_write: int,
-                 synced: bool = False) -> None:
-        """`synced`: each change of an upload is followed by fsync, so that checkpoints that come by themselves, when
-        they like, change nothing.
-        """
+                 synced: Synced = Synced.NEVER) -> None:
         self.random, self.model, self.actors = random.Random(seed), model, actors
-        self._most, self._largest, self._is_synced = most_bytes, largest_write, synced
+        self._most, self._largest, self._synced = most_bytes, largest_write, synced
         self.trace: list[str] = []
         self.seen: Counter[str] = Counter()
 
@@ -69,7 +83,14 @@ class Play:
         for _ in range(steps):
             actor = self.random.choice(self.actors)
             (name,) = self.random.choices(list(WEIGHTS), list(WEIGHTS.values()))
+            if self._synced != Synced.NEVER and name not in NEEDS_NO_SYNC:
+                await self._save(lambda h: h.upload.is_unsaved)
             await getattr(self, f"_{name}")(actor)
+            if self._synced != Synced.NEVER:
+                await self._save(_is_doomed)
+            if self._synced == Synced.ALWAYS:
+                await self._save(lambda h: h.upload.is_unsaved)
+        await self._save(lambda h: h.upload.is_unsaved)
         await self.sweep()
 
     async def sweep(self) -> None:
@@ -119,8 +140,6 @@ class Play:
                                   actor.sftp.open_file(path, flags))
         if opened is not None:
             opened[0].real = opened[1]
-            if opened[0].upload is not None:
-                await self._sync(actor, opened[0])
 
     async def _write(self, actor: Actor) -> None:
         handle = self._handle(actor, lambda h: h.upload is not None and h.can_write)
@@ -134,7 +153,6 @@ class Play:
         data = data[:count]
         await self._both(actor, f"write {_name(handle)} at {offset} {count} bytes",
                          lambda: self.model.write(handle, offset, data), _write(actor.sftp, handle, offset, data))
-        await self._sync(actor, handle)
 
     async def _read(self, actor: Actor) -> None:
         handle = self._handle(actor, lambda h: h.can_read or self.random.random() < 0.1)
@@ -198,17 +216,13 @@ class Play:
         await self._both(actor, f"fsetstat {_name(handle)} {size} {attrs}",
                          lambda: self.model.fsetstat(handle, size, attrs),
                          actor.sftp.fsetstat(handle.real, _file_attrs(size, attrs)))
-        await self._sync(actor, handle)
 
     async def _setstat(self, actor: Actor) -> None:
         path = self._path(actor)
-        own = self.model.own_at(actor.session, path)
         size, attrs = self._attrs(self.random.randrange(3 * CHUNK_SIZE))
         await self._both(actor, f"setstat {path} {size} {attrs}",
                          lambda: self.model.setstat(actor.session, path, size, attrs),
                          actor.sftp.setstat(path, _file_attrs(size, attrs)))
-        if own is not None:
-            await self._sync(actor, next(h for h in self.model.handles if h.upload is own and h.is_owner))
 
     async def _remove(self, actor: Actor) -> None:
         path = self._path(actor)
@@ -240,10 +254,14 @@ class Play:
     async def _lose(self, actor: Actor) -> None:
         await self._both(actor, "lose", lambda: self.model.lose(actor.session), actor.again())
 
-    async def _sync(self, actor: Actor, handle: m.Handle) -> None:
-        if self._is_synced:
-            await self._both(actor, f"fsync {_name(handle)}", lambda: self.model.fsync(handle),
-                             actor.sftp.fsync(handle.real))
+    async def _save(self, which: Callable[[m.Handle], bool]) -> None:
+        """fsync on the handles of unfinished new files."""
+        for handle in list(self.model.handles):
+            if handle.is_owner and handle.upload.file is None and not handle.upload.is_removed and which(handle):
+                actor = next(a for a in self.actors if a.session is handle.session)
+                await self._both(actor, f"fsync {_name(handle)}", lambda h=handle: self.model.fsync(h),
+                                 actor.sftp.fsync(handle.real))
+                handle.upload.is_unsaved, handle.upload.is_told = False, True
 
     # --- drawing ---------------------------------------------------------------------------------
     def _path(self, actor: Actor) -> str:
@@ -276,6 +294,13 @@ class Play:
         if self.random.random() < 0.4:
             attrs["mtime"] = self.random.randrange(1_000_000)
         return size, attrs
+
+
+def _is_doomed(handle: m.Handle) -> bool:
+    """Taken over, removed, or without a directory: it fails by its next checkpoint, at the latest."""
+    upload = handle.upload
+    return (not upload.is_live or not upload.directory.is_there) and (
+        upload.is_unsaved or (upload.saved > 0 and not upload.is_told))
 
 
 async def _write(sftp: RawSftp, handle: m.Handle, offset: int, data: bytes) -> None:

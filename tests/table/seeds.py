@@ -8,15 +8,20 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 from raftmft.core.manifest import CHUNK_SIZE
+from raftmft.sftp import checkpoint, rooms
 from tests.table.model import Model
-from tests.table.play import Actor, Play
+from tests.table.play import Actor, Play, Synced
 from tests.table.things import Session
 from tests.table.world import Client, TwoNodes
 
 WHO = (("w", "ann", 0), ("o", "ann", 1), ("u", "bob", 1))
 """The three sessions: name, user, node. w and o are of one user."""
+
+NEVER = {"EVERY_BYTES": 1 << 62, "MOST_BEHIND_BYTES": 1 << 62}
+EAGER = {"EVERY_BYTES": 2 * CHUNK_SIZE, "MOST_BEHIND_BYTES": 4 * CHUNK_SIZE, "EVERY_S": 0.004}
 
 
 @dataclass
@@ -30,12 +35,13 @@ class Report:
 
 
 def run_seed(seed: int, steps: int) -> Report:
-    """Runs a seed from an empty cluster."""
+    """Runs a seed from an empty cluster; in odd ones checkpoints come by themselves, and often."""
     folder = Path(tempfile.mkdtemp(prefix="table"))
-    try:
-        return asyncio.run(_run(seed, steps, folder))
-    finally:
-        shutil.rmtree(folder)
+    with mock.patch.multiple(checkpoint, **(EAGER if seed % 2 else NEVER)), mock.patch.object(rooms, "TICK_S", 0.002):
+        try:
+            return asyncio.run(_run(seed, steps, folder))
+        finally:
+            shutil.rmtree(folder)
 
 
 async def _run(seed: int, steps: int, folder: Path) -> Report:
@@ -43,9 +49,11 @@ async def _run(seed: int, steps: int, folder: Path) -> Report:
     actors: list[Actor] = []
     for name, user, node in WHO:
         actors.append(_Actor(name, Session(user), cluster, node, await cluster.login(user, node)))
+    lazily = seed % 2 == 1
+    tasks = [asyncio.create_task(node.rooms.tick()) for node in cluster.nodes] if lazily else []
     large = CHUNK_SIZE < 1 << 20
     play = Play(seed, model, actors, most_bytes=(70 if large else 5) * CHUNK_SIZE,
-                largest_write=min(3 * CHUNK_SIZE, 250_000))
+                largest_write=min(3 * CHUNK_SIZE, 250_000), synced=Synced.LAZILY if lazily else Synced.NEVER)
     report = Report(seed, trace=play.trace, seen=play.seen)
     try:
         async with asyncio.timeout(300):
@@ -53,6 +61,8 @@ async def _run(seed: int, steps: int, folder: Path) -> Report:
     except (AssertionError, TimeoutError) as failure:
         report.failure = f"{type(failure).__name__}: {failure}"
     finally:
+        for task in tasks:
+            task.cancel()
         await cluster.close()
     return report
 

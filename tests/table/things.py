@@ -65,10 +65,14 @@ class Upload:
     is_closed: bool = False
     """By its owner. Other handles of its session may go on reading."""
     failure: int = 0
+    is_told: bool = False
+    """Its session knows of its failure."""
     is_changed: bool = False
     appended_from: int | None = None
     saved: int = 0
     """Where the prefix ended at the last checkpoint."""
+    is_unsaved: bool = False
+    """Changed since that."""
     attrs: dict[str, int] = field(default_factory=dict)
 
     @property

@@ -63,11 +63,13 @@ class TwoNodes:
 
 
 class Node:
-    """One node and its worker."""
+    """One node and its worker. `gates` hold chunk operations back until they are set; `held` lists those held."""
 
     def __init__(self, cluster: TwoNodes, folder: Path, name: str) -> None:
         self.cluster, self.name, self.store = cluster, name, folder / name
         self.places: dict[bytes, Location] = {}
+        self.gates: dict[str, asyncio.Event] = {}
+        self.held: list[str] = []
         self.worker = SimpleNamespace(name=name, sessions={})
         self.servers: set[Any] = set()
         state = SimpleNamespace(machine=cluster.world.machine, subscribe=lambda _: None)
@@ -110,6 +112,10 @@ class Node:
         if op == "session.end":
             self.worker.sessions.pop(args["session"])
             return self.cluster.apply(c.Logout(args["session"], args["reason"]))
+        gate = self.gates.get(op)
+        if gate is not None:
+            self.held.append(op)
+            await gate.wait()
         if op == "chunk.put":
             self.places[args["id"]] = Location(args["segment"], args["offset"], args["length"])
             return {}
