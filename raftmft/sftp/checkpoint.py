@@ -123,7 +123,7 @@ class Checkpoints:
         """
         upload, table = self._upload, self._upload.table
         size = self._stored_prefix()
-        # From here on the table tells what changes meanwhile: a file that is cut has fewer chunks than are counted here.
+        # From here on the table tells what changes meanwhile: a file that is cut has fewer chunks than counted here.
         changed_before, table.lowest_change = table.lowest_change, UNCHANGED
         is_done = False
         try:

@@ -141,7 +141,7 @@ class Seals:
         except RaftmftError as trouble:
             self.poison(trouble)
         except Exception:
-            # Our bug, or no memory. The bytes may be lost, and the file must not be published with a hole in their place.
+            # Our bug, or no memory. Bytes may be lost: the file must not be published with a hole in their place.
             log.exception("a part of upload %d could not be stored", self._upload, extra=fields(upload=self._upload))
             self.poison(RaftmftError("internal error; see the server's log"))
         finally:

@@ -12,6 +12,7 @@ from unittest import mock
 
 from raftmft.core.manifest import CHUNK_SIZE
 from raftmft.sftp import checkpoint, rooms
+from raftmft.sftp.extended import MAX_DATA
 from tests.table.model import Model
 from tests.table.play import Actor, Play, Synced
 from tests.table.things import Session
@@ -21,7 +22,7 @@ WHO = (("w", "ann", 0), ("o", "ann", 1), ("u", "bob", 1))
 """The three sessions: name, user, node. w and o are of one user."""
 
 NEVER = {"EVERY_BYTES": 1 << 62, "MOST_BEHIND_BYTES": 1 << 62}
-EAGER = {"EVERY_BYTES": 2 * CHUNK_SIZE, "MOST_BEHIND_BYTES": 4 * CHUNK_SIZE, "EVERY_S": 0.004}
+EAGER = {"EVERY_BYTES": 2 * CHUNK_SIZE, "MOST_BEHIND_BYTES": 4 * CHUNK_SIZE + MAX_DATA, "EVERY_S": 0.004}
 
 
 @dataclass
