@@ -71,6 +71,15 @@ class Meter:
         self._map.close()
 
 
+def program_in(folder: Path) -> str:
+    """The path of an executable that is this program, for a client that wants one; it is made if need be."""
+    program = folder / "metered"
+    if not program.exists():
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {__file__} "$@"\n')
+        program.chmod(0o755)
+    return str(program)
+
+
 class Packets:
     """Cuts a stream into SFTP packets and gives the beginning of each; the rest is not looked at."""
 

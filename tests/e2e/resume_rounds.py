@@ -27,7 +27,7 @@ from typing import Any
 from blake3 import blake3
 
 from tests.e2e.harness import Cluster, process_is_alive, wait_for
-from tests.e2e.metered_ssh import RUN, WHEN_CLOSED, Meter
+from tests.e2e.metered_ssh import RUN, WHEN_CLOSED, Meter, program_in
 from tests.e2e.watchers import Truth, Watch
 
 MIB = 1 << 20
@@ -72,11 +72,7 @@ class Client:
     def __init__(self, cluster: Cluster, folder: Path, node: str, command: str, *options: str) -> None:
         self._file = folder / f"meter{time.monotonic_ns()}"
         self.meter = Meter(self._file)
-        program = folder / "metered"
-        if not program.exists():
-            program.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {Path(__file__).parent}/metered_ssh.py "$@"\n')
-            program.chmod(0o755)
-        words = cluster.sftp_command(node, "-S", str(program), "-o", f"BindAddress={CLIENT_ADDRESS}", *options)
+        words = cluster.sftp_command(node, "-S", program_in(folder), "-o", f"BindAddress={CLIENT_ADDRESS}", *options)
         self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
                                         stderr=subprocess.PIPE, env={**os.environ, "METER": str(self._file)})
         assert self.process.stdin
@@ -277,19 +273,25 @@ def main() -> None:
                 together.close()
         finally:
             cluster.stop()
+            if any(found.wrong for found in rounds[start:]):
+                logs = shutil.copytree(folder, f"{folder}-logs", ignore=_but_logs)
+                print(f"the nodes' logs are kept in {logs}", file=sys.stderr)
             shutil.rmtree(folder, ignore_errors=True)
     raise SystemExit(report(rounds))
 
 
+def _but_logs(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if not name.endswith(".log") and name != "c"]
+
+
 def line_of(seed: int, found: Found) -> str:
     """A row of the table; MiB."""
-    again = found.sent - found.durable
+    resumed = (f"{found.behind / MIB:>8.2f}{(found.sent - found.durable) / MIB:>11.2f}{found.behind_s:>9.2f}"
+               if found.kind == "new" and found.through else " " * 28)
     at = f"{found.kill_at / MIB:.1f}" if found.kill_at <= found.sent else "close"
     return (f"{seed:>4} {found.kind:5}{found.killed:7}{found.through or '-':8}{at:>7}"
-            f"{(found.sent - found.acked) / MIB:>10.2f}"
-            + (f"{found.behind / MIB:>8.2f}{again / MIB:>11.2f}{found.behind_s:>9.2f}" if found.kind == "new"
-               else " " * 28)
-            + f"{found.looks:>7}{found.took_s:>6.1f}  {'; '.join(found.wrong[:3])}")
+            f"{(found.sent - found.acked) / MIB:>10.2f}{resumed}{found.looks:>7}{found.took_s:>6.1f}  "
+            + "; ".join(found.wrong[:3]))
 
 
 def report(rounds: list[Found]) -> int:

@@ -166,18 +166,16 @@ class Watcher:
                 raise
             truth.seen("get", "old" if truth.old is None else "nothing", begun, self.node)
             return
-        try:
-            size = (await sftp.call(p.FSTAT, s(handle))).size or 0
-            version = truth.size_of(size)
-            data = {"old": truth.old, "new": truth.new}.get(version)
-            if data is not None and not await self._is(sftp, handle, data):
-                version = "mixed content"
-            truth.seen("get", version, begun, self.node)
-        finally:
-            if version == "old" and self._pinned is None:
-                self._pinned = handle
-            else:
-                await sftp.close_handle(handle)
+        size = (await sftp.call(p.FSTAT, s(handle))).size or 0
+        version = truth.size_of(size)
+        data = {"old": truth.old, "new": truth.new}.get(version)
+        if data is not None and not await self._is(sftp, handle, data):
+            version = "mixed content"
+        truth.seen("get", version, begun, self.node)
+        if version == "old" and self._pinned is None:
+            self._pinned = handle
+        else:
+            await sftp.close_handle(handle)
         if self._pinned is not None and truth.old is not None:
             truth.pinned(await self._is(sftp, self._pinned, truth.old), self.node)
 
