@@ -40,6 +40,9 @@ WITHIN_MS = 40
 ROUNDS_A_CLUSTER = 10
 """Nothing deletes chunks yet; this many rounds fill one cluster's disks."""
 CLIENT_LIMIT_S = 90
+SLOWLY = ("-l", "50000")
+MOST_BEHIND_S = 2.0
+SLOW_EVERY = 10
 
 
 @dataclass(slots=True)
@@ -107,8 +110,8 @@ class Rounds:
         """Ends the watchers."""
         self.watch.close()
 
-    def run(self, seed: int, kind: str, *options: str) -> Found:
-        """One round. `options` are for the client that is interrupted."""
+    def run(self, seed: int, kind: str) -> Found:
+        """One round."""
         rng, begun = random.Random(f"{kind} {seed}"), time.monotonic()
         name, folder, node = f"{kind}{seed}", f"d{kind}{seed}", rng.choice(self.cluster.names)
         kill_at = rng.randrange(1, self.size + self.size // 16)
@@ -126,7 +129,7 @@ class Rounds:
             folder, name, old, new, lambda: any(meter["is_closing"] for meter in self.meters),
             lambda: max((meter["sent_to"] for meter in self.meters), default=0))
         looks = self.watch.looks.total()
-        is_done = self._interrupt(found, node, f"{folder}/{name}", rng, options)
+        is_done = self._interrupt(found, node, f"{folder}/{name}", rng, SLOWLY if kind == "slow" else ())
         if not is_done:
             found.through = rng.choice([other for other in self.cluster.names if other != found.killed])
             is_done = self._go_on(found, truth, f"{folder}/{name}")
@@ -188,6 +191,8 @@ class Rounds:
                 found.behind_s = killed.seconds_behind(found.durable)
                 if found.behind > MOST_BEHIND_BYTES:
                     found.wrong.append(f"{found.behind} acknowledged bytes were not kept")
+                if found.kind == "slow" and found.behind_s > MOST_BEHIND_S:
+                    found.wrong.append(f"bytes that were acknowledged {found.behind_s:.2f} s ago were not kept")
             if is_there:
                 return self._publish_what_is_whole(found, truth, target)
             if is_done:
@@ -251,12 +256,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="resume", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=50, help="of each kind")
     parser.add_argument("--seed", type=int, default=0, help="of the first round; each further one has the next")
-    parser.add_argument("--kind", choices=("new", "over", "both"), default="both")
+    parser.add_argument("--kind", choices=("new", "over", "slow", "all"), default="all",
+                        help="all: each seed does new and over, and every tenth slow")
     parser.add_argument("--mib", type=int, default=64, help="size of each upload")
     parser.add_argument("--dir", default=None, help="where the nodes keep their files (a real disk)")
     options = parser.parse_args()
-    kinds = ["new", "over"] if options.kind == "both" else [options.kind]
-    plan = [(seed, kind) for seed in range(options.seed, options.seed + options.rounds) for kind in kinds]
+    plan = [(seed, kind) for seed in range(options.seed, options.seed + options.rounds)
+            for kind in ("new", "over", "slow") if options.kind in (kind, "all")
+            and (kind != "slow" or options.kind == "slow" or seed % SLOW_EVERY == 0)]
     rounds: list[Found] = []
     print(f"{'seed':>4} {'kind':5}{'killed':7}{'through':8}{'at MiB':>7}{'in flight':>10}{'behind':>8}"
           f"{'sent again':>11}{'behind s':>9}{'looks':>7}{'s':>6}  wrong", file=sys.stderr)
@@ -287,7 +294,7 @@ def _but_logs(folder: str, names: list[str]) -> list[str]:
 def line_of(seed: int, found: Found) -> str:
     """A row of the table; MiB."""
     resumed = (f"{found.behind / MIB:>8.2f}{(found.sent - found.durable) / MIB:>11.2f}{found.behind_s:>9.2f}"
-               if found.kind == "new" and found.through else " " * 28)
+               if found.kind != "over" and found.through else " " * 28)
     at = f"{found.kill_at / MIB:.1f}" if found.kill_at <= found.sent else "close"
     return (f"{seed:>4} {found.kind:5}{found.killed:7}{found.through or '-':8}{at:>7}"
             f"{(found.sent - found.acked) / MIB:>10.2f}{resumed}{found.looks:>7}{found.took_s:>6.1f}  "
@@ -296,7 +303,7 @@ def line_of(seed: int, found: Found) -> str:
 
 def report(rounds: list[Found]) -> int:
     """Prints what all rounds showed; the exit code."""
-    new = [found for found in rounds if found.kind == "new" and found.through]
+    new = [found for found in rounds if found.kind != "over" and found.through]
     sights: dict[str, int] = {}
     for found in rounds:
         for what, count in found.sights.items():
