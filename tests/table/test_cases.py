@@ -176,6 +176,8 @@ def test_small_changes_of_files_around_the_second_level(tmp_path: Path, chunks: 
     """64 ids stand in the manifest itself; with one chunk more it holds the ids of index chunks."""
     async def main() -> None:
         async with two_nodes(tmp_path) as (cluster, w, o):
+            def depth() -> int:
+                return cluster.world.machine.namespace.manifests_since(0, 9)[0][2].depth
             last = (chunks - 1) * C
             handle = await w.open_file("f", PUT)
             await w.write(handle, last, b"end")  # a hole of zeros, and a byte or two at its end
@@ -189,13 +191,13 @@ def test_small_changes_of_files_around_the_second_level(tmp_path: Path, chunks: 
                 want[place : place + len(piece)] = piece
                 await w.close_handle(handle)
                 await same(o, want)
+                assert depth() == (len(want) > INLINE_IDS * C)
             for size in (last + 1, last, last - 1, last + 2 * C, 3):
                 await w.setstat("f", FileAttrs(size=size))
                 del want[size:]
                 want.extend(bytes(size - len(want)))
                 await same(o, want)
-            depth = cluster.world.machine.namespace.manifests_since(0, 9)[0][2].depth
-            assert depth == 0
+            assert depth() == 0
 
     async def same(o: Client, want: bytearray) -> None:
         """The size, and what lies around every edge."""

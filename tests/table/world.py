@@ -91,9 +91,9 @@ class Node:
         channel = _Channel()
         is_clear = asyncio.Event()
         is_clear.set()
-        engine = self.rooms.engine(session, channel, is_clear)
-        server.engines.append(engine)
-        client = Client(None, _Stdin(engine, channel), channel.reader, channel)
+        channel.engine = self.rooms.engine(session, channel, is_clear)
+        server.engines.append(channel.engine)
+        client = Client(None, _Stdin(channel), channel.reader, channel)
         client.node, client.server = self, server
         return await client.begin()
 
@@ -166,29 +166,38 @@ class _Channel:
 
     def __init__(self) -> None:
         self.reader = asyncio.StreamReader(limit=1 << 24)
+        self.engine: Engine | None = None
+        self._kept: list[bytes] | None = None
 
     def write(self, data: bytes) -> None:
         self.reader.feed_data(data)
 
+    def feed(self, data: bytes) -> None:
+        """From the client."""
+        assert self.engine is not None
+        if self._kept is None:
+            self.engine.feed(data)
+        else:
+            self._kept.append(data)
+
     def pause_reading(self) -> None:
-        raise AssertionError("a client that waits for each answer never fills the queue")
+        self._kept = []
 
     def resume_reading(self) -> None:
-        """Never paused."""
+        kept, self._kept = self._kept or [], None
+        for data in kept:
+            self.feed(data)
 
     def exit(self, exit_status: int) -> None:
-        """The channel ends."""
+        self.reader.feed_eof()
 
     def is_closing(self) -> bool:
         return False
 
 
 class _Stdin:
-    def __init__(self, engine: Engine, channel: _Channel) -> None:
-        self._engine, self.channel = engine, channel
-
-    def write(self, data: bytes) -> None:
-        self._engine.feed(data)
+    def __init__(self, channel: _Channel) -> None:
+        self.channel, self.write = channel, channel.feed
 
 
 class _Link:
