@@ -12,7 +12,7 @@ from tests.e2e.harness import Cluster
 from tests.e2e.resume_rounds import MIB, Found, Rounds
 
 pytestmark = pytest.mark.slow
-SIZE = 40 * MIB
+SIZE = 32 * MIB
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def check(found: Found) -> None:
     assert found.sights.get("get new"), "nobody saw the whole file"
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_an_upload_goes_on_through_another_node(rounds: Rounds, seed: int) -> None:
     found = rounds.run(seed, "new")
     check(found)
@@ -37,9 +37,8 @@ def test_an_upload_goes_on_through_another_node(rounds: Rounds, seed: int) -> No
     assert found.sights.get("stat old", 0) + found.sights.get("stat partial", 0) > 0, "nobody looked while it was sent"
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_an_interrupted_overwrite_leaves_the_old_file(rounds: Rounds, seed: int) -> None:
-    found = rounds.run(seed, "over")
+def test_an_interrupted_overwrite_leaves_the_old_file(rounds: Rounds) -> None:
+    found = rounds.run(1, "over")
     check(found)
     assert found.sights.get("get old") and found.sights.get("pinned old"), "nobody saw the old file"
 
