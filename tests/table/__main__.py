@@ -23,14 +23,16 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=600, help="operations of each")
     parser.add_argument("--chunk", type=int, default=4096, help="bytes of a chunk; the product's is 1048576")
     parser.add_argument("--cluster", action="store_true", help="against three real nodes, which are started")
+    parser.add_argument("--storm", action="store_true", help="all at once: what is published is whole")
     options = parser.parse_args()
     if not options.cluster:
         from tests.table import chunks
 
         chunks.set_size(options.chunk)
         from tests.table.seeds import run_seed
+        from tests.table.storm import run_storm
 
-        return run(options, run_seed)
+        return run(options, run_storm if options.storm else run_seed)
     from tests.e2e.harness import Cluster
     from tests.table.real import run_seed_on
 
@@ -53,11 +55,12 @@ def run(options: argparse.Namespace, run_seed: Callable[[int, int], Any]) -> int
         seen += report.seen
         if report.failure:
             print("\n".join(report.trace[-TRACE_SHOWN:]))
-            how = "--cluster" if options.cluster else f"--chunk {options.chunk}"
+            how = "--storm" if options.storm else "--cluster" if options.cluster else f"--chunk {options.chunk}"
             print(f"\nseed {seed} failed after {len(report.trace)} operations: {report.failure}\nreplay it: "
                   f"./scripts/table --seed {seed} --steps {options.steps} {how}")
             return 1
-    print(f"{options.seeds} seeds, {seen.total()} operations in {time.monotonic() - started:.0f} s, as the model says")
+    print(f"{options.seeds} seeds, {seen.total()} operations in {time.monotonic() - started:.0f} s, "
+          f"{'nothing torn' if options.storm else 'as the model says'}")
     print("  " + ", ".join(f"{what} {count}" for what, count in sorted(seen.items())))
     return 0
 

@@ -1,6 +1,6 @@
 """The contract's table under random operations: two users, three sessions, two nodes, every answer the model's.
 
-`./scripts/table --seeds 500` runs more of them, `--seed N` the one that failed.
+`./scripts/table --seeds 500` runs more of them, `--seed N` the one that failed; `--storm` has sessions at odds at once.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from raftmft.sftp import closing, operations
 from raftmft.sftp.buffers import Prefix
 from raftmft.sftp.upload import Upload
 from tests.table.seeds import run_seed
+from tests.table.storm import run_storm
 
 ROOT = Path(__file__).parents[2]
 SEEDS, STEPS, MOST_SEEDS = 12, 400, 40
+STORMS, STORM_STEPS = 4, 40
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
@@ -41,6 +43,12 @@ def test_files_of_many_small_chunks() -> None:
     done = subprocess.run([sys.executable, "-m", "tests.table", "--seeds", "40", "--steps", str(STEPS)], cwd=ROOT,
                           capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONHASHSEED": "0"})
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("seed", range(STORMS))
+def test_nothing_torn_is_seen_in_a_storm(seed: int) -> None:
+    report = run_storm(seed, STORM_STEPS)
+    assert not report.failure, "\n".join([*report.trace[-40:], report.failure])
 
 
 # --- the product broken on purpose: some seed must see it ---------------------------------------------------------
@@ -103,6 +111,28 @@ def uploads_are_every_sessions(patch: pytest.MonkeyPatch) -> None:
 BREAKS = [publish_at_eof, partials_are_listed, no_base_version_check,
           a_take_over_revokes_nobody, append_ignores_the_offset_of_a_partial, what_lies_behind_a_gap_counts,
           uploads_are_every_sessions]
+
+
+def rebase_forgets_where_bytes_were_appended(patch: pytest.MonkeyPatch) -> None:
+    rebase = closing._rebase
+
+    async def wrong(lookup: Any, upload: Upload) -> Upload:
+        upload.appended_from = (upload.appended_from or 0) + 1
+        return await rebase(lookup, upload)
+    patch.setattr(closing, "_rebase", wrong)
+
+
+@pytest.mark.parametrize("break_it", [pytest.param(b, id=b.__name__) for b in (
+    publish_at_eof, rebase_forgets_where_bytes_were_appended)])
+def test_a_broken_rule_is_seen_in_a_storm(
+        break_it: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    break_it(monkeypatch)
+    for seed in range(MOST_SEEDS):
+        failure = run_storm(seed, STORM_STEPS).failure
+        if failure:
+            assert "torn" in failure, failure
+            return
+    raise AssertionError(f"{MOST_SEEDS} storms did not see it")
 
 
 @pytest.mark.parametrize("break_it", [pytest.param(b, id=b.__name__) for b in BREAKS])

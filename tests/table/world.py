@@ -9,6 +9,7 @@ synced. Nothing here takes time, and nothing ticks, so that a seed gives the sam
 from __future__ import annotations
 
 import asyncio
+import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,7 +38,13 @@ class TwoNodes:
         self.world = World(folder / "state.db")
         for user in users:
             self.world.user(user)
+        self.delays: random.Random | None = None
         self.nodes = [Node(self, folder, f"n{number}") for number in (1, 2)]
+
+    async def pause(self) -> None:
+        """A turn of the loop; several if `delays` is set, so that sessions get in each other's way differently."""
+        for _ in range(self.delays.choice((0, 1, 1, 5, 30)) if self.delays is not None else 1):
+            await asyncio.sleep(0)
 
     def apply(self, command: c.Command) -> dict[str, Any]:
         """Commits a command, and tells who had an upload taken over."""
@@ -205,9 +212,11 @@ class _Link:
         self._node = node
 
     async def request(self, op: str, args: dict[str, Any]) -> Any:
-        await asyncio.sleep(0)
+        await self._node.cluster.pause()
         try:
-            return await self._node.serve(op, args)
+            value = await self._node.serve(op, args)
+            await self._node.cluster.pause()
+            return value
         except Rejected as refusal:
             raise Refused(refusal.code, str(refusal)) from None
 
@@ -224,11 +233,11 @@ class _Epoch:
         self._cluster = cluster
 
     async def value(self, command: c.Command, timeout_s: float = 0) -> dict[str, Any]:
-        await asyncio.sleep(0)
+        await self._cluster.pause()
         return self._cluster.apply(command)
 
     async def barrier(self) -> None:
-        await asyncio.sleep(0)
+        await self._cluster.pause()
 
 
 class _Chunks:
