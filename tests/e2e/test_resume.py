@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.harness import Cluster
-from tests.e2e.resume_rounds import MIB, Found, Rounds
+from tests.e2e.resume_rounds import MIB, Found, Rounds, line_of, report
 
 pytestmark = pytest.mark.slow
 SIZE = 32 * MIB
@@ -24,7 +24,9 @@ def rounds(mortal_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def check(found: Found) -> None:
+    print(line_of(0, found))
     assert not found.wrong, found
+    assert report([found]) == 0, "what scripts/resume would say of it"
     assert found.looks > 10, "nobody looked"
     assert found.sights.get("get new"), "nobody saw the whole file"
 
