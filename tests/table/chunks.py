@@ -18,8 +18,10 @@ def set_size(size: int) -> None:
     manifest.CHUNK_SIZE = size
     manifest.IDS_PER_INDEX = size // manifest.ID_SIZE
     manifest.MAX_FILE_SIZE = manifest.INLINE_IDS * manifest.IDS_PER_INDEX * size
-    from raftmft.sftp import repeats, slots
+    from raftmft.sftp import closing, repeats, slots
 
+    # No piece may touch more slots than a session has in memory: of the product's chunks, MAX_DATA touches two.
+    closing.MAX_DATA = min(closing.MAX_DATA, size)
     repeats.LEAST_OFFERED = min(repeats.LEAST_OFFERED, size // 2)
     slots.PAGE_SLOTS = min(slots.PAGE_SLOTS, manifest.IDS_PER_INDEX // PAGES_PER_GROUP)
     slots._PAGES_PER_GROUP = manifest.IDS_PER_INDEX // slots.PAGE_SLOTS

@@ -13,6 +13,7 @@ from tests.table.names import Names
 from tests.table.things import (
     APPEND,
     CREAT,
+    EOF,
     EXCL,
     FAILURE,
     NO_SUCH_FILE,
@@ -152,6 +153,23 @@ class Model(Names):
             buffer.extend(bytes(max(0, offset - len(buffer))))
             buffer[offset : offset + len(data)] = new
         upload.is_changed = upload.is_unsaved = True
+
+    def copy(self, source: Handle, offset: int, length: int, target: Handle, to: int) -> None:
+        """copy-data; a length of 0 is until the end, and EOF says that the source ended before `length`."""
+        upload = target.upload
+        if upload is None or not target.can_write or not source.can_read or source.upload is upload:
+            raise Denied(FAILURE, "not open for that")
+        _check(upload)
+        if source.upload is None and not upload.is_live:
+            upload.failure = FAILURE
+            raise Denied(FAILURE, "revoked")
+        data = bytes(source.data if source.upload is None else source.upload.data)
+        piece = data[offset : offset + length] if length else data[offset:]
+        if piece == data and not to and not upload.data and source.upload is None:
+            upload.is_changed = True  # taken over whole, though it may be nothing
+        self.write(target, to, piece)
+        if length and offset + length > len(data):
+            raise Denied(EOF, "the source ended")
 
     def read(self, handle: Handle, offset: int, length: int) -> bytes:
         """READ; empty at the end. A writing handle reads its own bytes."""

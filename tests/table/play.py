@@ -29,11 +29,11 @@ FLAGS = (m.READ, m.READ, m.WRITE | m.CREAT | m.TRUNC, m.READ | m.WRITE | m.CREAT
          m.WRITE | m.CREAT | m.EXCL, m.APPEND | m.CREAT, m.READ | m.CREAT, m.READ | m.TRUNC, m.WRITE | m.TRUNC,
          m.WRITE | m.CREAT | m.EXCL | m.TRUNC, m.WRITE | m.APPEND | m.CREAT | m.TRUNC)
 WEIGHTS = {"open": 16, "write": 22, "read": 10, "close": 9, "fsync": 4, "stat": 7, "fstat": 3, "look": 6, "list": 4,
-           "fsetstat": 6, "setstat": 3, "burst": 4, "remove": 2, "rename": 4, "mkdir": 2, "rmdir": 1, "link": 1,
-           "lose": 1}
+           "fsetstat": 6, "setstat": 3, "burst": 4, "copy": 4, "remove": 2, "rename": 4, "mkdir": 2, "rmdir": 1,
+           "link": 1, "lose": 1}
 
 
-NEEDS_NO_SYNC = {"write", "burst", "read", "fstat", "fsync", "fsetstat", "lose"}
+NEEDS_NO_SYNC = {"write", "burst", "copy", "read", "fstat", "fsync", "fsetstat", "lose"}
 
 
 class Synced(Enum):
@@ -173,6 +173,23 @@ class Play:
         for handle, offset, data, number in asked:
             await self._both(actor, f"write {_name(handle)} at {offset} {len(data)} bytes, one of {len(asked)}",
                              lambda h=handle, o=offset, d=data: self.model.write(h, o, d), actor.sftp.answer(number))
+
+    async def _copy(self, actor: Actor) -> None:
+        """Chunks are shared where whole ones fall on whole slots, so offsets do so often."""
+        source = self._handle(actor, lambda h: h.upload is None or (h.can_read and not h.upload.failure))
+        target = self._handle(actor, lambda h: h.upload is not None and h.can_write and h.upload.directory.is_there)
+        if source is None or target is None or target.upload is None:
+            return
+        size, present = self.model.fstat(source).size or 0, len(target.upload.data)
+        offset = self.random.choice((0, 0, self._size(size)))
+        to = self.random.choice((0, present, offset, self._size(present)))
+        length = self.random.choice((0, 0, 1, CHUNK_SIZE, self._size(size)))
+        end = (present if target.upload.appends else to) + (length or size)
+        if end > self._most:
+            return
+        await self._both(actor, f"copy {_name(source)} {offset} {length} to {_name(target)} {to}",
+                         lambda: self.model.copy(source, offset, length, target, to),
+                         actor.sftp.copy(source.real, target.real, offset, length, to))
 
     async def _read(self, actor: Actor) -> None:
         handle = self._handle(actor, lambda h: h.can_read or self.random.random() < 0.1)
