@@ -14,16 +14,26 @@ from typing import Any
 
 from raftmft.core.manifest import CHUNK_SIZE
 from raftmft.sftp import packets as p
-from raftmft.sftp.attrs import FileAttrs
 from tests.sftp.raw_client import RawSftp, Status, s
 from tests.table import things as m
+from tests.table.answers import (
+    MOST_READ,
+    file_attrs,
+    flags_text,
+    is_doomed,
+    look,
+    name_of,
+    read,
+    same_attrs,
+    same_names,
+    short,
+    write,
+)
 from tests.table.model import Model
 
 NAMES = ("a", "b", "c", "d/a", "d/b", "e/a")
 DIRECTORIES = ("d", "e", "d/e")
 MOST_HANDLES = 12
-MOST_READ = min(CHUNK_SIZE, p.MAX_DATA)
-"""The product's largest READ touches two chunks; one that touches more than are kept would never come to its end."""
 FLAGS = (m.READ, m.READ, m.WRITE | m.CREAT | m.TRUNC, m.READ | m.WRITE | m.CREAT | m.TRUNC, m.WRITE | m.CREAT,
          m.READ | m.WRITE, m.WRITE | m.APPEND | m.CREAT, m.READ | m.WRITE | m.CREAT, m.WRITE, m.WRITE | m.APPEND,
          m.WRITE | m.CREAT | m.EXCL, m.APPEND | m.CREAT, m.READ | m.CREAT, m.READ | m.TRUNC, m.WRITE | m.TRUNC,
@@ -88,7 +98,7 @@ class Play:
                 await self._save(lambda h: h.upload.is_unsaved)
             await getattr(self, f"_{name}")(actor)
             if self._synced != Synced.NEVER:
-                await self._save(_is_doomed)
+                await self._save(is_doomed)
             if self._synced == Synced.ALWAYS:
                 await self._save(lambda h: h.upload.is_unsaved)
         await self._save(lambda h: h.upload.is_unsaved)
@@ -115,18 +125,18 @@ class Play:
             want, code = predicted(), 0
         except m.Denied as denied:
             want, code, line = denied, denied.code, f"{line} -> {denied.code} {denied}"
-        self.trace[-1] = line if code else f"{line} -> {_short(want)}"
+        self.trace[-1] = line if code else f"{line} -> {short(want)}"
         try:
             got = await done
         except Status as status:
             if status.code != code and (not may_fail or status.code != may_fail):
-                raise Mismatch(f"{line}: the model says {_short(want)}, the answer was {status}") from None
+                raise Mismatch(f"{line}: the model says {short(want)}, the answer was {status}") from None
             self._count(what, code)
             return None
         if code:
-            raise Mismatch(f"{line}: the answer was {_short(got)}")
+            raise Mismatch(f"{line}: the answer was {short(got)}")
         if compare is not None and not compare(want, got):
-            raise Mismatch(f"{line}: the model says {_short(want)}, the answer was {_short(got)}")
+            raise Mismatch(f"{line}: the model says {short(want)}, the answer was {short(got)}")
         self._count(what, 0)
         return want, got
 
@@ -153,8 +163,8 @@ class Play:
         count = self.random.choice((0, 1, 3, 100, CHUNK_SIZE - 1, CHUNK_SIZE, CHUNK_SIZE + 1, self._largest))
         count = max(0, min(count, self._largest, self._most - (size if handle.upload.appends else offset)))
         data = self._bytes(count)
-        await self._both(actor, f"write {_name(handle)} at {offset} {count} bytes",
-                         lambda: self.model.write(handle, offset, data), _write(actor.sftp, handle, offset, data))
+        await self._both(actor, f"write {name_of(handle)} at {offset} {count} bytes",
+                         lambda: self.model.write(handle, offset, data), write(actor.sftp, handle, offset, data))
 
     async def _burst(self, actor: Actor) -> None:
         """WRITEs of all handles of a session, sent before the first answer is read."""
@@ -171,7 +181,7 @@ class Play:
             data = self._bytes(max(0, count))
             asked.append((handle, offset, data, actor.sftp.send_write(handle.real, offset, data)))
         for handle, offset, data, number in asked:
-            await self._both(actor, f"write {_name(handle)} at {offset} {len(data)} bytes, one of {len(asked)}",
+            await self._both(actor, f"write {name_of(handle)} at {offset} {len(data)} bytes, one of {len(asked)}",
                              lambda h=handle, o=offset, d=data: self.model.write(h, o, d), actor.sftp.answer(number))
 
     async def _copy(self, actor: Actor) -> None:
@@ -187,7 +197,7 @@ class Play:
         end = (present if target.upload.appends else to) + (length or size)
         if end > self._most:
             return
-        await self._both(actor, f"copy {_name(source)} {offset} {length} to {_name(target)} {to}",
+        await self._both(actor, f"copy {name_of(source)} {offset} {length} to {name_of(target)} {to}",
                          lambda: self.model.copy(source, offset, length, target, to),
                          actor.sftp.copy(source.real, target.real, offset, length, to))
 
@@ -197,8 +207,8 @@ class Play:
             return
         size = self.model.fstat(handle).size or 0
         offset, count = self._size(size), min(self.random.choice((1, 100, CHUNK_SIZE // 3, MOST_READ)), MOST_READ)
-        await self._both(actor, f"read {_name(handle)} at {offset} {count} bytes",
-                         lambda: self.model.read(handle, offset, count), _read(actor.sftp, handle, offset, count),
+        await self._both(actor, f"read {name_of(handle)} at {offset} {count} bytes",
+                         lambda: self.model.read(handle, offset, count), read(actor.sftp, handle, offset, count),
                          lambda want, got: want == got,
                          # What a failed upload has not stored is given up when its memory is wanted.
                          may_fail=handle.upload.failure if handle.upload is not None else 0)
@@ -206,13 +216,13 @@ class Play:
     async def _close(self, actor: Actor) -> None:
         handle = self._handle(actor, lambda h: True)
         if handle is not None:
-            await self._both(actor, f"close {_name(handle)}", lambda: self.model.close(handle),
+            await self._both(actor, f"close {name_of(handle)}", lambda: self.model.close(handle),
                              actor.sftp.close_handle(handle.real))
 
     async def _fsync(self, actor: Actor) -> None:
         handle = self._handle(actor, lambda h: True)
         if handle is not None:
-            await self._both(actor, f"fsync {_name(handle)}", lambda: self.model.fsync(handle),
+            await self._both(actor, f"fsync {name_of(handle)}", lambda: self.model.fsync(handle),
                              actor.sftp.fsync(handle.real))
 
     async def _stat(self, actor: Actor) -> None:
@@ -221,13 +231,13 @@ class Play:
     async def _stat_at(self, actor: Actor, path: str) -> None:
         kind = self.random.choice((p.STAT, p.LSTAT))
         await self._both(actor, f"stat {path}", lambda: self.model.stat(actor.session, path),
-                         actor.sftp.call(kind, s(path)), _same_attrs)
+                         actor.sftp.call(kind, s(path)), same_attrs)
 
     async def _fstat(self, actor: Actor) -> None:
         handle = self._handle(actor, lambda h: True)
         if handle is not None:
-            await self._both(actor, f"fstat {_name(handle)}", lambda: self.model.fstat(handle),
-                             actor.sftp.call(p.FSTAT, s(handle.real)), _same_attrs)
+            await self._both(actor, f"fstat {name_of(handle)}", lambda: self.model.fstat(handle),
+                             actor.sftp.call(p.FSTAT, s(handle.real)), same_attrs)
 
     async def _look(self, actor: Actor) -> None:
         await self._look_at(actor, self._path(actor))
@@ -238,30 +248,30 @@ class Play:
             handle = self.model.open(actor.session, path, m.READ)
             self.model.handles.remove(handle)
             return self.model.read(handle, 0, 1 << 62)
-        await self._both(actor, f"look {path}", predicted, _look(actor.sftp, path), lambda want, got: want == got)
+        await self._both(actor, f"look {path}", predicted, look(actor.sftp, path), lambda want, got: want == got)
 
     async def _list(self, actor: Actor) -> None:
         await self._list_at(actor, self.random.choice(("", "", *DIRECTORIES)))
 
     async def _list_at(self, actor: Actor, path: str) -> None:
         await self._both(actor, f"list {path or '/'}", lambda: self.model.list(actor.session, path),
-                         actor.sftp.names(path or "/"), _same_names)
+                         actor.sftp.names(path or "/"), same_names)
 
     async def _fsetstat(self, actor: Actor) -> None:
         handle = self._handle(actor, lambda h: True)
         if handle is None:
             return
         size, attrs = self._attrs(self.model.fstat(handle).size or 0)
-        await self._both(actor, f"fsetstat {_name(handle)} {size} {attrs}",
+        await self._both(actor, f"fsetstat {name_of(handle)} {size} {attrs}",
                          lambda: self.model.fsetstat(handle, size, attrs),
-                         actor.sftp.fsetstat(handle.real, _file_attrs(size, attrs)))
+                         actor.sftp.fsetstat(handle.real, file_attrs(size, attrs)))
 
     async def _setstat(self, actor: Actor) -> None:
         path = self._path(actor)
         size, attrs = self._attrs(self.random.randrange(3 * CHUNK_SIZE))
         await self._both(actor, f"setstat {path} {size} {attrs}",
                          lambda: self.model.setstat(actor.session, path, size, attrs),
-                         actor.sftp.setstat(path, _file_attrs(size, attrs)))
+                         actor.sftp.setstat(path, file_attrs(size, attrs)))
 
     async def _remove(self, actor: Actor) -> None:
         path = self._path(actor)
@@ -298,7 +308,7 @@ class Play:
         for handle in list(self.model.handles):
             if handle.is_owner and handle.upload.file is None and not handle.upload.is_removed and which(handle):
                 actor = next(a for a in self.actors if a.session is handle.session)
-                await self._both(actor, f"fsync {_name(handle)}", lambda h=handle: self.model.fsync(h),
+                await self._both(actor, f"fsync {name_of(handle)}", lambda h=handle: self.model.fsync(h),
                                  actor.sftp.fsync(handle.real))
                 handle.upload.is_unsaved, handle.upload.is_told = False, True
 
@@ -337,66 +347,3 @@ class Play:
         if self.random.random() < 0.4:
             attrs["mtime"] = self.random.randrange(1_000_000)
         return size, attrs
-
-
-def _is_doomed(handle: m.Handle) -> bool:
-    """Taken over, removed, or without a directory: it fails by its next checkpoint, at the latest."""
-    upload = handle.upload
-    return (not upload.is_live or not upload.directory.is_there) and (
-        upload.is_unsaved or (upload.saved > 0 and not upload.is_told))
-
-
-async def _write(sftp: RawSftp, handle: m.Handle, offset: int, data: bytes) -> None:
-    await sftp.answer(sftp.send_write(handle.real, offset, data))
-
-
-async def _read(sftp: RawSftp, handle: m.Handle, offset: int, count: int) -> bytes:
-    try:
-        return await sftp.read(handle.real, offset, count)
-    except Status as status:
-        if status.code != 1:
-            raise
-        return b""
-
-
-async def _look(sftp: RawSftp, path: str) -> bytes:
-    handle, data = m.Handle(m.Session(""), real=await sftp.open_file(path, m.READ)), bytearray()
-    while piece := await _read(sftp, handle, len(data), MOST_READ):
-        data += piece
-    await sftp.close_handle(handle.real)
-    return bytes(data)
-
-
-def _same_attrs(want: m.Stat, got: FileAttrs) -> bool:
-    if want.size is None:
-        return got.mode is not None and got.mode & 0o170000 == 0o040000
-    return (got.size == want.size and got.mode == 0o100000 | want.mode and
-            (want.mtime is None or got.mtime == want.mtime))
-
-
-def _same_names(want: dict[str, int | None], got: dict[bytes, FileAttrs]) -> bool:
-    return {name.encode(): size for name, size in want.items()} == {
-        name: None if (attrs.mode or 0) & 0o170000 == 0o040000 else attrs.size for name, attrs in got.items()}
-
-
-def _file_attrs(size: int | None, attrs: dict[str, int]) -> FileAttrs:
-    mtime = attrs.get("mtime")
-    return FileAttrs(size=size, mode=attrs.get("mode"), atime=mtime, mtime=mtime)
-
-
-def flags_text(flags: int) -> str:
-    """Flags in words."""
-    return "+".join(name for name in ("READ", "WRITE", "APPEND", "CREAT", "TRUNC", "EXCL") if flags & getattr(m, name))
-
-
-def _name(handle: m.Handle) -> str:
-    where = f"u{handle.upload.number}" if handle.upload is not None else "f"
-    return f"#{handle.real[:4].hex().lstrip('0')}({where}{'' if handle.is_owner else ' reading'})"
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, m.Handle):
-        return f"a handle on {f'u{value.upload.number}' if value.upload else 'a file'}"
-    if isinstance(value, (bytes, bytearray)):
-        return f"{len(value)} bytes {bytes(value[:12]).hex()}"
-    return str(value)[:200]
