@@ -17,6 +17,7 @@ from raftmft.core.manifest import Manifest, split_ids
 from raftmft.core.outcome import Code, Rejection
 from raftmft.node.batches import Batcher
 from raftmft.node.chunks import Chunks
+from raftmft.node.digests import Digests
 from raftmft.node.epoch import Epoch
 from raftmft.node.link import Rejected
 from raftmft.node.state import ReplicatedState
@@ -39,6 +40,7 @@ class Files:
     def __init__(self, state: ReplicatedState, epoch: Epoch, chunks: Chunks) -> None:
         self._state, self._epoch, self._chunks = state, epoch, chunks
         self._takeovers = Takeovers(chunks.worker_of)
+        self._digests = Digests()
         state.subscribe(self._takeovers.applied)
         self._ends: Batcher[tuple[int, int, int, bool]] = Batcher(
             self._commit_ends, delay_s=READ_END_DELAY_S, most_at_once=READ_ENDS_AT_ONCE,
@@ -49,6 +51,7 @@ class Files:
             "fs.mkdir": self._mkdir, "fs.rmdir": self._rmdir, "fs.remove": self._remove, "fs.rename": self._rename,
             "fs.setstat": self._setstat, "fs.symlink": self._symlink, "fs.link": self._link, "fs.copy": self._copy,
             "fs.base": self._base, "fs.statvfs": self._statvfs, "read.end": self._read_end,
+            "digest.told": self._digest_told,
         }
 
     async def run(self) -> None:
@@ -80,7 +83,8 @@ class Files:
 
     async def _open(self, worker: Worker, args: dict[str, Any]) -> Any:
         value = await self._epoch.value(c.OpenRead(_session(worker, args), _path(args["path"])))
-        return {**value, "locations": self._chunks.locate(split_ids(value["ids"]))}
+        return {**value, "locations": self._chunks.locate(split_ids(value["ids"])),
+                "digests": self._digests.known(value["file"], value["version"])}
 
     async def _begin(self, worker: Worker, args: dict[str, Any]) -> Any:
         value = await self._epoch.value(c.BeginUpload(
@@ -187,6 +191,13 @@ class Files:
 
     async def _read_end(self, worker: Worker, args: dict[str, Any]) -> None:
         self._ends.add((_session(worker, args), int(args["open"]), int(args["bytes"]), bool(args["ok"])))
+
+    async def _digest_told(self, worker: Worker, args: dict[str, Any]) -> None:
+        row = self._state.machine.users.get(_user(worker, args))
+        file, version = int(args["file"]), int(args["version"])
+        # Of other users' files, and of what is out of date already, nothing is believed.
+        if row is not None and self._state.machine.references.is_current(row.uid, file, version):
+            self._digests.told(file, version, str(args["algorithm"]), str(args["digest"]))
 
     async def _commit_ends(self, ends: list[tuple[int, int, int, bool]]) -> None:
         await self._epoch.execute(c.ReadEnd(tuple(ends)))

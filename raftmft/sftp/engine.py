@@ -1,8 +1,9 @@
 """One SFTP channel: bytes in, requests in order, replies out, and nothing without a bound.
 
-Requests are done strictly in the order they came. One that needs no waiting, with nothing queued before it, is done as
-it arrives; others are queued for the pump task. Over MOST_QUEUED requests or bytes the channel is not read, and SSH's
-window (4 MiB) stops the client. Replies are gathered and written once per turn of the loop; while the client does not
+Requests are done strictly in the order they came, but for those that may take minutes (check-file): they are begun in
+their turn, at most MOST_ASIDE at once, and answered when they are done. One that needs no waiting, with nothing queued
+before it, is done as it arrives; others are queued for the pump task. Over MOST_QUEUED requests or bytes the channel is
+not read, and SSH's window (4 MiB) stops the client. Replies are gathered and written once per turn of the loop; while the client does not
 take them nothing is done at all.
 
 How it ends: `eof` (the client ends the channel in order: what was asked before is done first), or `lost` (what is
@@ -16,7 +17,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from typing import Protocol
+from collections.abc import Coroutine
+from typing import Any, Protocol
 
 from raftmft.core.errors import RaftmftError
 from raftmft.sftp import opids, status
@@ -31,6 +33,7 @@ log = logging.getLogger(__name__)
 MOST_QUEUED = 64
 MOST_QUEUED_BYTES = 1 << 20
 MOST_UNSENT_BYTES = 512 << 10
+MOST_ASIDE = 4
 TURNS = 32
 """After so many requests done without waiting the loop serves others."""
 
@@ -73,6 +76,7 @@ class Engine:
         self._unsent: Buffers = []
         self._unsent_bytes = 0
         self._wake = asyncio.Event()
+        self._asides: set[asyncio.Task[None]] = set()
         self._may_send = asyncio.Event()
         self._may_send.set()
         self._is_busy = self._is_paused = self._is_ending = self._is_lost = self._is_begun = False
@@ -107,6 +111,7 @@ class Engine:
         """The channel is gone."""
         self._is_lost = True
         self._queue.clear()
+        self._drop_asides()
         self._operations.over()
         self._may_send.set()
         self._wake.set()
@@ -163,8 +168,8 @@ class Engine:
             request, size = self._queue.popleft()
             self._queued_bytes -= size
             self._is_busy = True
-            if not self._try(request):
-                self._reply(request, await self._serve(request))
+            if not self._try(request) and not await self._put_aside(request):
+                self._reply(request, await self._outcome(request, self._operations.serve(request)))
             self._is_busy = False
             turns += 1
             if turns % TURNS == 0:
@@ -172,9 +177,33 @@ class Engine:
             self._resume()
         await self._end()
 
-    async def _serve(self, request: p.Request) -> Buffers:
+    async def _put_aside(self, request: p.Request) -> bool:
+        """Begins a request beside others, when few enough are; False if it is not of that kind."""
+        aside = self._operations.aside(request)
+        if aside is None:
+            return False
+        work, release = aside
+
+        async def answer() -> None:
+            self._reply(request, await self._outcome(request, work))
+
+        while len(self._asides) >= MOST_ASIDE:
+            await asyncio.wait(self._asides, return_when=asyncio.FIRST_COMPLETED)
+        task = asyncio.get_running_loop().create_task(answer())
+        self._asides.add(task)
+        task.add_done_callback(self._asides.discard)
+        task.add_done_callback(lambda _: (work.close(), release()))  # also if it is cancelled before it began
+        if self._is_lost:
+            task.cancel()
+        return True
+
+    def _drop_asides(self) -> None:
+        for task in self._asides:
+            task.cancel()
+
+    async def _outcome(self, request: p.Request, work: Coroutine[Any, Any, Buffers]) -> Buffers:
         try:
-            return await self._operations.serve(request)
+            return await work
         except (RaftmftError, BadPath, status.Answer) as trouble:
             return [p.status_reply(request.id, *status.status_of(trouble))]
         except Exception:
@@ -185,6 +214,7 @@ class Engine:
 
     async def _end(self) -> None:
         self._queue.clear()
+        self._drop_asides()
         try:
             await self._operations.end()
         finally:

@@ -1,7 +1,8 @@
 """The extensions of SFTP version 3 that are spoken here: their requests and replies on the wire.
 
-Source: OpenSSH's PROTOCOL, section 4; draft-ietf-secsh-filexfer-extensions-00, section 7 (copy-data) and section 5
-(home-directory). posix-rename and lsetstat have the shape of plain requests and are read in packets.py.
+Source: OpenSSH's PROTOCOL, section 4; draft-ietf-secsh-filexfer-extensions-00, section 7 (copy-data), section 5
+(home-directory) and section 3 (check-file). posix-rename and lsetstat have the shape of plain requests and are read in
+packets.py.
 """
 
 from __future__ import annotations
@@ -20,10 +21,15 @@ OFFERED = (
     (b"posix-rename@openssh.com", b"1"), (b"statvfs@openssh.com", b"2"), (b"fstatvfs@openssh.com", b"2"),
     (b"hardlink@openssh.com", b"1"), (b"fsync@openssh.com", b"1"), (b"lsetstat@openssh.com", b"1"),
     (b"limits@openssh.com", b"1"), (b"expand-path@openssh.com", b"1"), (b"copy-data", b"1"),
-    (b"home-directory", b"1"), (b"users-groups-by-id@openssh.com", b"1"))
-"""What VERSION tells of, with the versions that OpenSSH gives."""
+    (b"home-directory", b"1"), (b"users-groups-by-id@openssh.com", b"1"),
+    (b"check-file", b"md5,sha1,sha256,blake3"), (b"check-file-handle", b"md5,sha1,sha256,blake3"),
+    (b"check-file-name", b"md5,sha1,sha256,blake3"))
+"""What VERSION tells of, with the versions that OpenSSH gives. The draft announces check-file, and paramiko asks under
+that name, too; WinSCP looks for it or check-file-name.
+"""
 
 _OFFSETS = struct.Struct(">QQ")
+_RANGE = struct.Struct(">QQI")
 _VFS = struct.Struct(">11Q")
 
 
@@ -89,6 +95,22 @@ class UsersGroups(NamedTuple):
     gids: tuple[int, ...]
 
 
+class CheckFile(NamedTuple):
+    """check-file-handle, check-file-name: digests of blocks of `block` bytes, or one of all if that is 0. `length` 0 is
+    to the end. `is_named`: as check-file-handle in an older draft, which paramiko speaks: its reply has the
+    extension's name before the algorithm's.
+    """
+
+    id: int
+    where: bytes
+    is_handle: bool
+    is_named: bool
+    algorithms: bytes
+    offset: int
+    length: int
+    block: int
+
+
 class VfsStat(NamedTuple):
     """The eleven numbers of statvfs(3), in the order of the reply; blocks are counted in `frsize` bytes."""
 
@@ -105,7 +127,7 @@ class VfsStat(NamedTuple):
     namemax: int
 
 
-Request = Fsync | Limits | HardLink | CopyData | StatVfs | ExpandPath | HomeDirectory | UsersGroups
+Request = Fsync | Limits | HardLink | CopyData | StatVfs | ExpandPath | HomeDirectory | UsersGroups | CheckFile
 
 
 def parse(name: bytes, number: int, body: memoryview, offset: int) -> Request | None:
@@ -132,6 +154,11 @@ def parse(name: bytes, number: int, body: memoryview, offset: int) -> Request | 
         case b"users-groups-by-id@openssh.com":
             uids, offset = string(body, offset)
             return UsersGroups(number, _numbers(uids), _numbers(string(body, offset)[0]))
+        case b"check-file" | b"check-file-handle" | b"check-file-name":
+            where, offset = string(body, offset)
+            algorithms, offset = string(body, offset)
+            return CheckFile(number, where, name != b"check-file-name", name == b"check-file", algorithms,
+                             *_RANGE.unpack_from(body, offset))
     return None
 
 
@@ -155,6 +182,11 @@ def vfs_reply(number: int, vfs: VfsStat) -> bytes:
 def users_groups_reply(number: int, users: Sequence[bytes], groups: Sequence[bytes]) -> bytes:
     """The answer to users-groups-by-id: a name for each number asked, empty where there is none to tell."""
     return _reply(number, pack(b"".join(map(pack, users))) + pack(b"".join(map(pack, groups))))
+
+
+def check_reply(request: CheckFile, algorithm: str, digests: bytes) -> bytes:
+    """The answer to check-file: the algorithm used, and the digests one after the other to the packet's end."""
+    return _reply(request.id, (pack(b"check-file") if request.is_named else b"") + pack(algorithm.encode()) + digests)
 
 
 def _reply(number: int, body: bytes) -> bytes:

@@ -74,12 +74,18 @@ class ReadFile:
         self.size = int(opened["size"])
         self.attrs: FileAttrs = attrs_of(opened["attrs"])
         self.file, self.open, self.digest = int(opened["file"]), int(opened["open"]), str(opened["digest"])
+        self.version = int(opened["version"])
+        self.digests: dict[str, str] = dict(opened.get("digests") or {})
+        """Of the whole content, in hex, by algorithm, as far as they are known."""
+        if self.digest:
+            self.digests["blake3"] = self.digest
         self._link, self._session = link, session
         self.content = Content(reader, Manifest(self.size, int(opened["depth"]), bytes(opened["ids"])),
                                 places_of(opened.get("locations") or []))
         self._bytes = 0
         self._is_ok = True
-        self._next = 0
+        self._next = self._users = 0
+        self._is_closed = False
 
     def try_read(self, offset: int, length: int) -> list[memoryview] | None:
         """The bytes as views, fewer only at the end of the file; None if a chunk is not at hand. [] at the end."""
@@ -115,9 +121,24 @@ class ReadFile:
                 raise
         return pieces
 
+    def hold(self) -> None:
+        """Until `release` the version stays open, although the handle may be closed."""
+        self._users += 1
+
+    def release(self) -> None:
+        """Undoes one `hold`."""
+        self._users -= 1
+        if self._is_closed and not self._users:
+            self._tell_end()
+
     def close(self) -> None:
-        """Tells the node how the read ended."""
+        """Tells the node how the read ended, as soon as nobody uses the file any more."""
         self.content.close()
+        self._is_closed = True
+        if not self._users:
+            self._tell_end()
+
+    def _tell_end(self) -> None:
         self._link.notify("read.end", {
             "session": self._session, "open": self.open, "bytes": self._bytes, "ok": self._is_ok})
 

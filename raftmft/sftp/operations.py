@@ -7,6 +7,7 @@ never waits (`at_once`); the rest is done one request after another by the engin
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -17,10 +18,11 @@ from raftmft.sftp import closing, status
 from raftmft.sftp import extended as x
 from raftmft.sftp import packets as p
 from raftmft.sftp.attrs import MODE_BITS, FileAttrs
+from raftmft.sftp.checking import Checker
 from raftmft.sftp.chunks import ChunkWriter
 from raftmft.sftp.content import ChunkReader
 from raftmft.sftp.copying import copy
-from raftmft.sftp.files import MOST_HANDLES, Directory, Handles, ReadFile, Session, WriteHandle
+from raftmft.sftp.files import MOST_HANDLES, Directory, Handle, Handles, ReadFile, Session, WriteHandle
 from raftmft.sftp.link import Link, Refused
 from raftmft.sftp.lookup import Lookup
 from raftmft.sftp.names import Path, parse_path, path_bytes
@@ -36,8 +38,9 @@ _WRITES = p.FXF_WRITE | p.FXF_APPEND | p.FXF_CREAT | p.FXF_TRUNC
 class Operations:
     """The requests of one SFTP channel."""
 
-    def __init__(self, link: Link, writer: ChunkWriter, reader: ChunkReader, session: Session, window: int) -> None:
-        self._link, self._writer, self._reader = link, writer, reader
+    def __init__(self, link: Link, writer: ChunkWriter, reader: ChunkReader, checker: Checker, session: Session,
+                 window: int) -> None:
+        self._link, self._writer, self._reader, self._checker = link, writer, reader, checker
         self._session, self._window = session, window
         self.about = session.about
         self._handles = Handles(session)
@@ -57,6 +60,40 @@ class Operations:
                 parts = file.try_read(request.offset, min(request.length, p.MAX_DATA))
                 return None if parts is None else _data(request.id, parts)
         return None
+
+    # --- beside others -----------------------------------------------------------------------------
+    def aside(self, request: p.Request) -> tuple[Coroutine[Any, Any, Buffers], Callable[[], None]] | None:
+        """The work for a request that may take long and that later ones need not wait for, and what is to be called
+        when it has ended or is dropped. What its handle leads to is settled now.
+        """
+        if not isinstance(request, x.CheckFile):
+            return None
+        source = self._handles.get(request.where) if request.is_handle else None
+        if not isinstance(source, ReadFile):
+            return self._check(request, source), _nothing
+        source.hold()
+        return self._check(request, source), source.release
+
+    async def _check(self, request: x.CheckFile, source: Handle | None) -> Buffers:
+        self._ids.begin()
+        opened = None
+        if not request.is_handle:
+            path = parse_path(request.where)
+            own = await self._lookup.own_at(path)
+            source = WriteHandle(own, readable=True, writable=False, is_owner=False) if own is not None else None
+            if source is None:
+                source = opened = ReadFile(self._link, self._reader, self._session.id,
+                                           await self._ask("fs.open", path=list(path)))
+        elif source is None:
+            raise Answer(status.FAILURE, "Invalid handle")
+        if isinstance(source, Directory) or (isinstance(source, WriteHandle) and not source.readable):
+            raise Answer(status.FAILURE, "the handle is not open to read")
+        try:
+            found = await self._checker.check(self._session.id, source, request)
+        finally:
+            if opened is not None:
+                opened.close()
+        return [x.check_reply(request, *found)]
 
     # --- with waiting ----------------------------------------------------------------------------
     async def serve(self, request: p.Request) -> Buffers:
@@ -321,6 +358,10 @@ class Operations:
     def _check_room(self) -> None:
         if not self._handles.has_room():
             raise Refused(Code.LIMIT, f"a session has at most {MOST_HANDLES} open handles")
+
+
+def _nothing() -> None:
+    pass
 
 
 def _name(number: int, path: bytes) -> bytes:

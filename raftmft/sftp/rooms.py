@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from raftmft.core.errors import RaftmftError
 from raftmft.core.outcome import Code
+from raftmft.sftp.checking import Checker
 from raftmft.sftp.checkpoint import TICK_S
 from raftmft.sftp.chunks import ChunkWriter
 from raftmft.sftp.content import ChunkReader
@@ -38,6 +39,7 @@ class Rooms:
 
     def __init__(self, link: Link, writer: ChunkWriter, reader: ChunkReader, window_chunks: int) -> None:
         self.link, self._writer, self._reader, self._window = link, writer, reader, window_chunks
+        self._checker = Checker(link, reader)
         self._servers: set[Server] = set()
         self._sessions: dict[int, Server] = {}
         self._reasons: dict[int, str] = {}
@@ -78,7 +80,7 @@ class Rooms:
 
     def engine(self, session: Session, channel: Channel, is_clear: asyncio.Event) -> Engine:
         """The engine of a new SFTP channel."""
-        operations = Operations(self.link, self._writer, self._reader, session, self._window)
+        operations = Operations(self.link, self._writer, self._reader, self._checker, session, self._window)
         return Engine(channel, operations, self.traffic, is_clear)
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

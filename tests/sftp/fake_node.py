@@ -84,6 +84,7 @@ class FakeNode:
         self.ended: list[tuple[int, str]] = []
         self.places: dict[bytes, Location] = {}
         self.known: set[bytes] = set()
+        self.digests: dict[tuple[int, int], dict[str, str]] = {}
         self.count = 100
         self.key = asyncssh.generate_private_key("ssh-ed25519")
         self.host_key = asyncssh.generate_private_key("ssh-ed25519")
@@ -319,7 +320,8 @@ class FakeNode:
         if file.manifest is None:
             raise Refuse("is_a_directory")
         return {"open": self._next(), "file": file.id, "version": file.version, "attrs": file.entry(),
-                **self._content(file.manifest), "digest": file.digest}
+                **self._content(file.manifest), "digest": file.digest,
+                "digests": self.digests.get((file.id, file.version), {})}
 
     def _fs_begin(self, session: int, path: list[bytes], create: bool, truncate: bool, exclusive: bool, append: bool,
                   mode: int | None) -> Any:
