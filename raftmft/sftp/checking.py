@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
@@ -77,7 +77,7 @@ class Checker:
                                               "algorithm": name, "digest": digests.hex()})
         return name, digests
 
-    async def _pieces(self, source: Source, start: int, end: int) -> AsyncIterator[memoryview]:
+    async def _pieces(self, source: Source, start: int, end: int) -> AsyncGenerator[memoryview, None]:
         # A reader of its own: the handle's goes on as if nobody had asked, and may be closed.
         content = Content(self._reader, source.content.manifest) if isinstance(source, ReadFile) else None
         try:

@@ -3,8 +3,8 @@
 Requests are done strictly in the order they came, but for those that may take minutes (check-file): they are begun in
 their turn, at most MOST_ASIDE at once, and answered when they are done. One that needs no waiting, with nothing queued
 before it, is done as it arrives; others are queued for the pump task. Over MOST_QUEUED requests or bytes the channel is
-not read, and SSH's window (4 MiB) stops the client. Replies are gathered and written once per turn of the loop; while the client does not
-take them nothing is done at all.
+not read, and SSH's window (4 MiB) stops the client. Replies are gathered and written once per turn of the loop; while
+the client does not take them nothing is done at all.
 
 How it ends: `eof` (the client ends the channel in order: what was asked before is done first), or `lost` (what is
 queued is dropped; a CLOSE under way is brought to its end). Either way what is still open ends without being

@@ -166,7 +166,8 @@ def test_the_published_digest_and_what_was_computed_are_told_without_reading(own
         await sftp.put("data", DATA)
         file = node.files["anna"][b"data",]
         assert (await check(sftp, "data", "md5"))[1] == hashlib.md5(DATA).digest()
-        (told,) = await asyncio.to_thread(wait_for, "the digest", lambda: [a for o, a in node.notes if o == "digest.told"])
+        (told,) = await asyncio.to_thread(
+            wait_for, "the digest", lambda: [args for op, args in node.notes if op == "digest.told"])
         assert told == {"session": told["session"], "file": file.id, "version": file.version, "algorithm": "md5",
                         "digest": hashlib.md5(DATA).hexdigest()}
         node.digests[file.id, file.version] = {"md5": told["digest"]}
