@@ -30,7 +30,8 @@ def test_what_was_asked_for_last_is_kept(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(kept.known(3, 1)) == MOST_ALGORITHMS
 
 
-@pytest.mark.parametrize(("algorithm", "digest"), [("md5", "zz" * 16), ("md5", "00"), ("md5", "00" * 99), ("x" * 999, MD5)])
+@pytest.mark.parametrize(("algorithm", "digest"), [
+    ("md5", "zz" * 16), ("md5", "00"), ("md5", "00" * 99), ("x" * 999, MD5)])
 def test_what_is_no_digest_is_refused(algorithm: str, digest: str) -> None:
     kept = Digests()
     with pytest.raises(ValueError):
