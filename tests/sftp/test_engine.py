@@ -27,7 +27,7 @@ def test_the_extensions_that_are_announced(node: FakeNode) -> None:
             assert s(name) + s(version) in sftp.extensions
         limits = await sftp.call(p.EXTENDED, s("limits@openssh.com"))
         assert struct.unpack(">QQQQ", limits) == (256 << 10, 261120, 261120, MOST_HANDLES)
-        await expect(8, "unsupported", sftp.call(p.EXTENDED, s("check-file"), s("/")))
+        await expect(8, "unsupported", sftp.call(p.EXTENDED, s("no-such@extension"), s("/")))
         await expect(8, "unsupported", sftp.call(77))
     run(node, test)
 
