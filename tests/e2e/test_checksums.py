@@ -1,4 +1,4 @@
-"""check-file on real nodes, as paramiko asks: right through every node, and each check by name an open in the audit log."""
+"""check-file on real nodes, as paramiko asks: right through every node, and each open of it is in the audit log."""
 
 from __future__ import annotations
 
