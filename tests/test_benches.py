@@ -45,3 +45,13 @@ def test_catch_up(tmp_path: Path) -> None:
     (line,) = run("bench/catch_up.py", "--stop", "1", "--proposers", "4", "--dir", str(tmp_path))
     rows = json.loads(line)["rows"]
     assert set(rows) == {"before", "stopped", "catching up"} and rows["catching up"]["commits_per_s"] > 0
+
+
+def test_publishes(tmp_path: Path) -> None:
+    (line,) = run("bench/publishes.py", "--only", "strict", "relaxed", "--sessions", "2", "--rounds", "1", "--seconds",
+                  "0.5", "--dir", str(tmp_path))
+    rows = json.loads(line)["rows"]
+    assert [(row["subject"], row["way"]) for row in rows] == [
+        (f"raftmft {opens}", way) for way in ("put", "get") for opens in ("strict", "relaxed")]
+    assert all(row["per_s"] > 0 for row in rows)
+    assert all(row["commits"] >= 2.0 for row in rows if row["way"] == "put")

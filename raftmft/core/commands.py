@@ -146,6 +146,19 @@ class OpenRead(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class RecordOpens(Command):
+    """Opens to read that `member` answered before they were committed (audit.opens relaxed), oldest first: (number,
+    session, user, address, file, version, path, size, digest, at) each. `number` counts the member's such opens and
+    makes them recorded once; `at` is the Raft index of the state that was read. `reads_from`: those that are still to
+    come read no older state than this. Value: {}.
+    """
+
+    member: str
+    opens: tuple[tuple[int, int, str, str, int, int, str, int, str, int], ...]
+    reads_from: int
+
+
+@dataclass(frozen=True, slots=True)
 class ReadEnd(Command):
     """Ends of reads, in a batch: (session, open, bytes_read, digest_ok) each. Audited. Value: {}."""
 
@@ -304,6 +317,7 @@ COMMANDS: dict[int, type[Command]] = {
     23: SessionKill,
     30: OpenRead,
     31: ReadEnd,
+    36: RecordOpens,
     32: BeginUpload,
     33: Checkpoint,
     34: Publish,

@@ -91,7 +91,7 @@ class Machine:
         self.references = References(self._db)
         self.partials = Partials(state, self.namespace, audit)
         self.uploads = Uploads(state, self.settings, self.namespace, self.partials, audit)
-        self.opens = Opens(state, self.namespace, audit)
+        self.opens = Opens(state, self.options, self.namespace, audit)
         self.bans = Bans(state, audit)
         self.sessions = Sessions(state, self.uploads, self.opens, self.bans, audit)
         self.certificates = Certificates(state, self.settings, audit)
@@ -129,6 +129,7 @@ class Machine:
             c.SessionKill: self.sessions.kill,
             c.OpenRead: self.opens.open,
             c.ReadEnd: self.opens.read_end,
+            c.RecordOpens: self.opens.record,
             c.BeginUpload: self.uploads.begin,
             c.Checkpoint: self.uploads.checkpoint,
             c.Publish: publisher.publish,

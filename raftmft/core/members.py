@@ -116,6 +116,7 @@ class Members:
                                (epoch, command.nonce, epoch, clipped(command.version, 64), command.supports,
                                 command.member))
         self._sessions.expire(command.member, epoch, "member restarted")
+        self._sessions.may_read(command.member)
         self._audit.admin(f"member boot epoch {epoch}", member=command.member)
         return {"epoch": epoch}
 
@@ -236,7 +237,7 @@ class Members:
     def _insert(self, spec: MemberSpec, not_after_ms: int, *, joined: int) -> None:
         self._state.db.execute(
             f"INSERT INTO members ({_COLUMNS}, version, epoch, nonce, nonce_epoch, acked_below, joined, home_mode, "
-            "supports) VALUES (?,?,?,?,?,?,?,?,?, '', 0, x'', 0, 0, ?, ?, 0)",
+            "supports, opens_recorded, reads_from) VALUES (?,?,?,?,?,?,?,?,?, '', 0, x'', 0, 0, ?, ?, 0, 0, 0)",
             (spec.id, spec.name, spec.host, spec.peer_port, spec.gossip_port, spec.sftp_port, spec.fingerprint,
              spec.mode, spec.weight, joined, spec.mode))
         self._certificates.add(spec.id, spec.name, spec.fingerprint, not_after_ms)

@@ -94,6 +94,8 @@ def _one_of(*words: str) -> Callable[[str], str]:
     return parse
 
 
+OPENS_KEY, RELAXED, OPENS_SINCE = "audit.opens", "relaxed", "opens_since"
+
 OPTIONS: dict[str, Option] = {option.key: option for option in (
     Option("replicas", "int", "", f"a whole number, 1 to {MAX_REPLICAS}",
            "how many members hold each chunk, if there are that many that store; default: as the cluster was made",
@@ -112,6 +114,10 @@ OPTIONS: dict[str, Option] = {option.key: option for option in (
     Option("dedup.scope", "word", "home", "home or cluster",
            "within what equal content is stored once: a home, or the whole cluster, where whoever uploads can tell by "
            "the time it takes that somebody has the same bytes", _one_of("home", "cluster")),
+    Option(OPENS_KEY, "word", "strict", "strict or relaxed",
+           "strict: an open to read is in the audit log before it is answered; relaxed: within 1 s, in batches, so "
+           "that opens of a node's last second may be missing there if it dies, although the files were read",
+           _one_of("strict", RELAXED)),
 )}
 
 
@@ -130,6 +136,16 @@ class Options:
         if self._settings.is_bootstrapped:  # the bootstrap decides a default
             self._values[key] = value
         return value
+
+    @property
+    def opens_are_relaxed(self) -> bool:
+        """Whether opens to read are recorded after they were answered."""
+        return bool(self.get(OPENS_KEY) == RELAXED)
+
+    @property
+    def opens_since(self) -> int:
+        """The Raft index at which that was last set; 0 if it never was."""
+        return self._settings.get(OPENS_SINCE, 0)
 
     def row(self, key: str) -> OptionRow | None:
         """A known key as it stands, or None."""
@@ -170,6 +186,12 @@ class Options:
         self._values.clear()
         if self.get("replicas") != before:
             self._settings.replicas_changed(self.get("replicas"))
+        if key == OPENS_KEY:
+            self._settings.put(OPENS_SINCE, self._state.index)
+        if self.opens_are_relaxed:
+            # From here on members may read what no entry tells of yet; each says later how far its reads have got.
+            self._state.db.execute("UPDATE members SET reads_from = ? WHERE reads_from = 0 AND epoch > 0 AND "
+                                   "epoch = nonce_epoch", (self._state.index,))
         self._audit.admin(clipped(f"config set {key}={text}", MAX_VALUE_CHARS), actor=command.actor)
         return {"value": self._text(key)}
 

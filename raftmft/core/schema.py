@@ -20,7 +20,7 @@ from raftmft.core.errors import CorruptFile, ProgramTooOld
 from raftmft.core.features import FIRST, Features
 
 APPLICATION_ID = 0x724D4654  # "rMFT" in the SQLite header
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 LEVEL = "feature_level"
 """The key in `settings` of the feature level in force: the tables are those of _DDL and of the levels up to it."""
 
@@ -39,7 +39,7 @@ _DDL = (
         gossip_port INTEGER NOT NULL, sftp_port INTEGER NOT NULL, fingerprint TEXT NOT NULL, mode TEXT NOT NULL,
         weight INTEGER NOT NULL, version TEXT NOT NULL, epoch INTEGER NOT NULL, nonce BLOB NOT NULL,
         nonce_epoch INTEGER NOT NULL, acked_below INTEGER NOT NULL, joined INTEGER NOT NULL, home_mode TEXT NOT NULL,
-        supports INTEGER NOT NULL)
+        supports INTEGER NOT NULL, opens_recorded INTEGER NOT NULL, reads_from INTEGER NOT NULL)
         WITHOUT ROWID""",
     """CREATE TABLE certificates (
         fingerprint TEXT PRIMARY KEY, member TEXT NOT NULL, name TEXT NOT NULL, not_after_ms INTEGER NOT NULL,
@@ -64,11 +64,13 @@ _DDL = (
     "CREATE INDEX sessions_by_member ON sessions (member)",
     "CREATE INDEX sessions_by_user ON sessions (uid)",
     # An open outlives its session (left_ms > 0) until the member reports its end or is known to be dead.
+    # `id` is the Raft index of its entry, or, recorded afterwards, minus its number; `at` is the index that it reads.
     """CREATE TABLE opens (
-        id INTEGER PRIMARY KEY, session INTEGER NOT NULL, member TEXT NOT NULL, user TEXT NOT NULL,
+        session INTEGER NOT NULL, id INTEGER NOT NULL, member TEXT NOT NULL, user TEXT NOT NULL,
         address TEXT NOT NULL, inode INTEGER NOT NULL, version INTEGER NOT NULL, path TEXT NOT NULL,
-        digest TEXT NOT NULL, left_ms INTEGER NOT NULL)""",
-    "CREATE INDEX opens_by_session ON opens (session)",
+        digest TEXT NOT NULL, at INTEGER NOT NULL, left_ms INTEGER NOT NULL, PRIMARY KEY (session, id))
+        WITHOUT ROWID""",
+    "CREATE INDEX opens_by_member ON opens (member, at)",
     "CREATE INDEX opens_by_inode ON opens (inode)",
     "CREATE INDEX opens_left ON opens (left_ms) WHERE left_ms > 0",
     """CREATE TABLE inodes (
@@ -116,7 +118,8 @@ _DDL = (
 _DIGEST_ORDER = {
     "clock": "one", "settings": "key", "bans": "network", "admin_tokens": "name", "members": "id",
     "certificates": "fingerprint", "tokens": "token", "outcomes": "member, seq", "users": "uid",
-    "user_keys": "uid, fingerprint", "sessions": "id", "opens": "id", "inodes": "id", "dentries": "parent, name",
+    "user_keys": "uid, fingerprint", "sessions": "id", "opens": "session, id", "inodes": "id",
+    "dentries": "parent, name",
     "uploads": "id", "sources": "upload, inode, version", "partials": "uid, parent, name",
 }
 

@@ -134,6 +134,10 @@ class Sessions:
             self._end(session_of(self._state, session), "session_expired", why)
         self._opens.member_gone(member)
 
+    def may_read(self, member: str) -> None:
+        """The member has an epoch from this entry on, and may have sessions again."""
+        self._opens.member_begins(member)
+
     def end_all_of(self, uid: int, why: str) -> Ids:
         """Ends all sessions of a user; their ids."""
         rows = self._state.db.execute("SELECT id FROM sessions WHERE uid = ? ORDER BY id", (uid,)).fetchall()

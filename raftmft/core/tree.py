@@ -234,7 +234,8 @@ class Tree:
         where = self._namespace.where(command.file, 0, b"")
         if where is not None:
             return self._namespace.path_prefix(who.home, where[0]) + text_of(where[1])
-        row = self._state.db.execute("SELECT path FROM opens WHERE session = ? AND inode = ? ORDER BY id DESC LIMIT 1",
+        row = self._state.db.execute("SELECT path FROM opens WHERE session = ? AND inode = ? "
+                                     "ORDER BY at DESC, id LIMIT 1",
                                      (who.session, command.file)).fetchone()
         return path_text(command.path) if row is None else str(row[0])
 

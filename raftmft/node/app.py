@@ -69,6 +69,7 @@ from raftmft.node.holders import Holders
 from raftmft.node.leader import LeaderDuties
 from raftmft.node.logins import Logins
 from raftmft.node.quorum import QuorumWatch
+from raftmft.node.reads import Reads
 from raftmft.node.renewal import Renewal
 from raftmft.node.roster import INTRODUCTION, Roster
 from raftmft.node.settings import Settings
@@ -188,7 +189,8 @@ class Node:
         self.logins = Logins(self.state, self.epoch, self.me)
         self.chunks = Chunks(self.me, self.storage, self.replicator, self.fetcher, self.repairer, self.view.storing,
                              self.view.replicas, self.coverage, self.view.write_quorum, self.hits)
-        self.files = Files(self.state, self.epoch, self.chunks)
+        self.reads = Reads(self.state, self.epoch, self.me)
+        self.files = Files(self.state, self.epoch, self.chunks, self.reads)
         self.dispatch = Dispatch(self.epoch, self.logins, self.files, self.chunks, self._greet)
         self.workers = Workers(self.settings.worker_count, self.dispatch.handle, self._worker_gone,
                                lambda start: f"worker{self.run_name}x{start}",

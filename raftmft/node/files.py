@@ -1,7 +1,7 @@
 """What workers ask about names: each request becomes a command, or a barrier and a local read.
 
 Nothing here is decided: `core` decides, in `apply`. This file checks the shape of what a worker sent (a worker is not
-trusted with more than its own sessions), adds the locations of chunks that lie here, and batches the ends of reads.
+trusted with more than its own sessions), and adds the locations of chunks that lie here. Opens to read: reads.py.
 """
 
 from __future__ import annotations
@@ -15,19 +15,16 @@ from raftmft.core import commands as c
 from raftmft.core.errors import RaftmftError
 from raftmft.core.manifest import Manifest, split_ids
 from raftmft.core.outcome import Code, Rejection
-from raftmft.node.batches import Batcher
 from raftmft.node.chunks import Chunks
 from raftmft.node.digests import Digests
 from raftmft.node.epoch import Epoch
 from raftmft.node.link import Rejected
+from raftmft.node.reads import Reads
 from raftmft.node.state import ReplicatedState
 from raftmft.node.takeovers import Takeovers
 from raftmft.node.workers import Worker
 
 MOST_NAMES_A_PAGE = 1000
-READ_END_DELAY_S = 0.25
-READ_ENDS_AT_ONCE = 500
-READ_ENDS_WAITING = 50_000
 PUBLISH_LIMIT_S = 4.5
 MOST_PLACEMENTS = 8
 """How often members may change while one upload is published or checkpointed before it is told to fail."""
@@ -37,14 +34,11 @@ _ATTRS = ("size", "mode", "uid", "gid", "atime", "mtime")
 class Files:
     """Serves the fs.* and read.end requests of all workers."""
 
-    def __init__(self, state: ReplicatedState, epoch: Epoch, chunks: Chunks) -> None:
-        self._state, self._epoch, self._chunks = state, epoch, chunks
+    def __init__(self, state: ReplicatedState, epoch: Epoch, chunks: Chunks, reads: Reads) -> None:
+        self._state, self._epoch, self._chunks, self._reads = state, epoch, chunks, reads
         self._takeovers = Takeovers(chunks.worker_of)
         self._digests = Digests()
         state.subscribe(self._takeovers.applied)
-        self._ends: Batcher[tuple[int, int, int, bool]] = Batcher(
-            self._commit_ends, delay_s=READ_END_DELAY_S, most_at_once=READ_ENDS_AT_ONCE,
-            most_waiting=READ_ENDS_WAITING)
         self.operations: dict[str, Callable[[Worker, dict[str, Any]], Awaitable[Any]]] = {
             "fs.stat": self._stat, "fs.list": self._list, "fs.open": self._open, "fs.begin": self._begin,
             "fs.checkpoint": self._checkpoint, "fs.publish": self._publish, "fs.end": self._end,
@@ -55,14 +49,14 @@ class Files:
         }
 
     async def run(self) -> None:
-        """Commits ends of reads, and tells workers of uploads that were taken over, until cancelled."""
+        """Records reads, and tells workers of uploads that were taken over, until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._ends.run)
+            nursery.start_soon(self._reads.run)
             nursery.start_soon(self._takeovers.run)
 
     async def finish(self) -> None:
-        """Commits the ends of reads that wait, at a clean stop."""
-        await self._ends.finish()
+        """Commits what is to be recorded of reads, at the end of a session and at a clean stop."""
+        await self._reads.finish()
 
     async def _stat(self, worker: Worker, args: dict[str, Any]) -> Any:
         user, path, follow = _user(worker, args), _path(args["path"]), bool(args.get("follow", True))
@@ -82,7 +76,7 @@ class Files:
         return {"entries": entries[:limit], "more": len(entries) > limit, "uploads": own}
 
     async def _open(self, worker: Worker, args: dict[str, Any]) -> Any:
-        value = await self._epoch.value(c.OpenRead(_session(worker, args), _path(args["path"])))
+        value = await self._reads.open(_session(worker, args), _path(args["path"]))
         return {**value, "locations": self._chunks.locate(split_ids(value["ids"])),
                 "digests": self._digests.known(value["file"], value["version"])}
 
@@ -144,6 +138,8 @@ class Files:
             _session(worker, args), _path(args["source"]), _path(args["target"]), bool(args["replace"])))
 
     async def _setstat(self, worker: Worker, args: dict[str, Any]) -> Any:
+        if args.get("file"):
+            await self._reads.settle(_session(worker, args))  # the state must know what the session has open
         return await self._epoch.value(c.SetStat(
             _session(worker, args), _path(args["path"]), _attrs(args["attrs"]), int(args.get("file") or 0),
             bool(args.get("follow", True))))
@@ -156,6 +152,7 @@ class Files:
 
     async def _copy(self, worker: Worker, args: dict[str, Any]) -> Any:
         self._chunks.inherits(int(args["upload"]))
+        await self._reads.settle(_session(worker, args))
         return await self._epoch.value(c.CopyData(
             _session(worker, args), int(args["upload"]), int(args["open"]), _manifest(args), int(args["bytes"])))
 
@@ -190,7 +187,7 @@ class Files:
         return {"total": total, "free": free, "files": row.files, "read_only": row.read_only}
 
     async def _read_end(self, worker: Worker, args: dict[str, Any]) -> None:
-        self._ends.add((_session(worker, args), int(args["open"]), int(args["bytes"]), bool(args["ok"])))
+        self._reads.ended(_session(worker, args), int(args["open"]), int(args["bytes"]), bool(args["ok"]))
 
     async def _digest_told(self, worker: Worker, args: dict[str, Any]) -> None:
         row = self._state.machine.users.get(_user(worker, args))
@@ -198,9 +195,6 @@ class Files:
         # Of other users' files, and of what is out of date already, nothing is believed.
         if row is not None and self._state.machine.references.is_current(row.uid, file, version):
             self._digests.told(file, version, str(args["algorithm"]), str(args["digest"]))
-
-    async def _commit_ends(self, ends: list[tuple[int, int, int, bool]]) -> None:
-        await self._epoch.execute(c.ReadEnd(tuple(ends)))
 
 
 def _session(worker: Worker, args: dict[str, Any]) -> int:

@@ -14,6 +14,7 @@ from raftmft.core.dedup import MAX_KEPT
 from raftmft.core.errors import CorruptFile, RaftmftError
 from raftmft.core.machine import Entry, Machine, discard, open_reader
 from raftmft.core.outcome import Code, Outcome
+from raftmft.core.schema import FORMAT_VERSION
 from raftmft.core.state import Refuse
 from raftmft.wire.commands import encode_outcome
 
@@ -295,7 +296,8 @@ def open_plain(file: Path) -> Machine:
 def test_a_file_of_another_format_is_refused_by_name_and_both_versions(world: World) -> None:
     world.machine._db.execute("PRAGMA user_version = 77")
     world.machine.close()
-    with pytest.raises(CorruptFile, match=r"state\.db has state format 77, this program reads format 4"):
+    line = rf"state\.db has state format 77, this program reads format {FORMAT_VERSION}"
+    with pytest.raises(CorruptFile, match=line):
         open_machine(world.file)
     world.machine = open_machine(world.file + ".other")
 

@@ -12,7 +12,7 @@ from machine_world import BOOTSTRAP, HOUR_MS, MEMBERS, World, content, key_line,
 
 from raftmft.core import commands as c
 from raftmft.core.machine import Entry, Machine
-from raftmft.core.outcome import Code, Outcome
+from raftmft.core.outcome import Code, Outcome, Rejection
 from raftmft.wire.commands import decode_envelope, encode_envelope, encode_outcome
 
 USERS = ("ann", "bob")
@@ -20,9 +20,9 @@ NAMES = (b"a", b"b", b"\xff", b"d")
 TARGETS = (b"a", b"/b", b"d", b"d/a", b"../a", b"/d/..", b"nowhere/x", b"./d//b", b"/")
 OPERATIONS = ("user", "set", "key", "remove user", "boot", "expire", "login", "logout", "refused", "open", "read end",
               "begin", "checkpoint", "publish", "end", "mkdir", "rmdir", "remove", "rename", "setstat", "symlink",
-              "link", "copy", "noop", "time", "retry", "config", "ban", "token", "kill")
+              "link", "copy", "record", "noop", "time", "retry", "config", "ban", "token", "kill")
 CONFIG = (("replicas", "2"), ("replicas", ""), ("login.limit_s", "7"), ("proxy.trusted", "10.0.0.0/8"),
-          ("replicas", "99"))
+          ("replicas", "99"), ("audit.opens", "relaxed"), ("audit.opens", "strict"))
 DISRUPTIVE = ("ban", "kill", "remove user", "boot", "expire", "logout", "set")
 # Uploads and names are most of the machine: they are drawn more often.
 WEIGHTED = OPERATIONS + (
@@ -142,6 +142,17 @@ class Author:
                 return c.LoginRefused(member, (("192.0.2.8", user, "no", b),))
             case "open":
                 return c.OpenRead(session, one)
+            case "record":
+                found = world.machine.opens.look(session, one)
+                if isinstance(found, Rejection):
+                    return c.RecordOpens(member, (), world.index + 1 - b % 3)
+                value, who, where = found
+                number = world.machine.opens.recorded(member) + a % 3
+                if flag:
+                    self.opens.append((session, -number))
+                return c.RecordOpens(member, ((
+                    number, session, who.user, who.address, value["file"], value["version"], where, value["size"],
+                    value["digest"], world.index + (b % 16 == 0)),), world.index)
             case "read end":
                 return c.ReadEnd(tuple((s, o, b, flag) for s, o in self.opens[-3:]))
             case "begin":

@@ -47,7 +47,7 @@ async def test_only_of_the_own_users_present_files_a_worker_is_believed(tmp_path
     ann, bob = world.login("ann"), world.login("bob")
     first = world.put(ann, "file")
     state: Any = SimpleNamespace(machine=world.machine, subscribe=lambda _: None)
-    files = Files(state, None, SimpleNamespace(worker_of=None))  # type: ignore[arg-type]
+    files = Files(state, None, SimpleNamespace(worker_of=None), None)  # type: ignore[arg-type]
     worker: Any = SimpleNamespace(sessions={ann: "ann", bob: "bob"})
 
     async def tell(session: int, file: int, version: int) -> bool:
