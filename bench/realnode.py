@@ -14,18 +14,21 @@ import time
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import trio
+from blake3 import blake3
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from raftmft.core import commands as c
-from raftmft.core.manifest import CHUNK_SIZE, Manifest
+from raftmft.core.manifest import CHUNK_SIZE, IDS_PER_INDEX, INLINE_IDS, Manifest
 from raftmft.node import process
-from raftmft.node.app import Node
+from raftmft.node.app import WINDOW_CHUNKS, Node
 from raftmft.node.link import value_of
 from raftmft.raft import compaction, journal
 from raftmft.raft.journal import Batch
+from raftmft.store.writer import Location, SegmentWriter
 
 CHUNK = b"every file of the bench has this one chunk\n" * 95
 FEEL_EVERY_S = 0.002
@@ -80,10 +83,17 @@ class OrderedNode(Node):
             self.syncs.append((time.monotonic(), time.monotonic() - begun))
 
         self.replica.persist = timed  # type: ignore[method-assign]
-        while True:
-            due = time.monotonic() + FEEL_EVERY_S
-            await trio.sleep(FEEL_EVERY_S)
-            self.late.append((time.monotonic(), time.monotonic() - due))
+        self.numb = trio.CancelScope()
+        with self.numb:
+            while True:
+                due = time.monotonic() + FEEL_EVERY_S
+                await trio.sleep(FEEL_EVERY_S)
+                self.late.append((time.monotonic(), time.monotonic() - due))
+
+    async def do_numb(self) -> dict[str, Any]:
+        """Feels nothing any more: that costs CPU."""
+        self.numb.cancel()
+        return {}
 
     async def do_felt(self, begun: float, ended: float) -> dict[str, Any]:
         """Of the span: how late the loop was, and how long syncs took."""
@@ -151,6 +161,72 @@ class OrderedNode(Node):
         value_of(await self.epoch.execute(c.Logout(session)))
         return list(took)
 
+    async def do_ingest(self, mib: int, chained: bool) -> float:
+        """One file of fresh chunks goes in as a worker would bring it, without SSH, and is published: the seconds."""
+        self.replicator.chains = chained
+        execute, name = self.epoch.execute, f"worker{time.time_ns():x}"
+        login = c.Login(self.me, self.epoch.number, "demo", "127.0.0.1:1", "bench",
+                        self.state.machine.users.get("demo").credential)
+        session = value_of(await execute(login))["session"]
+        worker: Any = SimpleNamespace(name=name, sessions={session: "demo"})
+        writer = SegmentWriter(self.data_dir.chunks, name, self.settings.segment_bytes)
+        data, ids, window = bytearray(os.urandom(CHUNK_SIZE)), [b""] * mib, trio.Semaphore(WINDOW_CHUNKS)
+        begun = time.monotonic()
+        args: dict[str, Any] = {"session": session, "path": [b"ingest"], "create": True, "truncate": True,
+                                "exclusive": False, "append": False}
+        upload = (await self.files.operations["fs.begin"](worker, args))["upload"]
+
+        def append(number: int) -> Location:
+            data[:8] = time.time_ns().to_bytes(8, "big")
+            ids[number] = blake3(data).digest()
+            return writer.append(ids[number], data)
+
+        async def put(number: int, place: Location) -> None:
+            await self.chunks.put(worker, {"upload": upload, "id": ids[number], "segment": place.segment,
+                                           "offset": place.offset, "length": place.length})
+            window.release()
+
+        async with trio.open_nursery() as nursery:
+            for number in range(mib):
+                await window.acquire()
+                nursery.start_soon(put, number, await trio.to_thread.run_sync(append, number))
+                if number % 16 == 15:
+                    await trio.to_thread.run_sync(writer.sync)
+            await trio.to_thread.run_sync(writer.sync)
+        manifest = pack(ids)
+        if manifest.depth:
+            for start in range(0, mib, IDS_PER_INDEX):
+                index = b"".join(ids[start : start + IDS_PER_INDEX])
+                place = await trio.to_thread.run_sync(writer.append, blake3(index).digest(), index)
+                await self.chunks.put(worker, {"upload": upload, "id": blake3(index).digest(), "segment": place.segment,
+                                               "offset": place.offset, "length": place.length, "index": True})
+            await trio.to_thread.run_sync(writer.sync)
+        await self.files.operations["fs.publish"](worker, {
+            "session": session, "upload": upload, "size": manifest.size, "depth": manifest.depth, "ids": manifest.ids,
+            "digest": "", "attrs": {}})
+        took = time.monotonic() - begun
+        value_of(await execute(c.Remove(session, (b"ingest",))))
+        value_of(await execute(c.Logout(session)))
+        writer.close()
+        return took
+
+    async def do_forget_pages(self) -> dict[str, Any]:
+        """The kernel keeps no page of this node's chunks: else each file takes memory never used before, and where a
+        machine is a guest that costs more than all else (its host has to find it).
+        """
+        def forget() -> None:
+            for segment in Path(self.data_dir.chunks).glob("*.seg"):
+                with open(segment, "rb") as file:
+                    os.fsync(file.fileno())
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+        await trio.to_thread.run_sync(forget)
+        return {}
+
+    async def do_replicated(self) -> dict[str, Any]:
+        """What became of the copies so far."""
+        return {**self.replicator.counts, **self.passing.counts, "repaired": self.repairer.repaired}
+
     async def do_hush(self) -> dict[str, Any]:
         """Ends `publish`."""
         self.hushed.set()
@@ -212,6 +288,14 @@ def prefer(nice: int) -> None:
         os.setsid()
     os.nice(nice)
     Path("/proc/self/autogroup").write_text(str(nice))
+
+
+def pack(ids: list[bytes]) -> Manifest:
+    """The manifest of a file of whole chunks."""
+    if len(ids) <= INLINE_IDS:
+        return Manifest(len(ids) * CHUNK_SIZE, 0, b"".join(ids))
+    groups = [b"".join(ids[start : start + IDS_PER_INDEX]) for start in range(0, len(ids), IDS_PER_INDEX)]
+    return Manifest(len(ids) * CHUNK_SIZE, 1, b"".join(blake3(group).digest() for group in groups))
 
 
 def _size(path: str) -> int:

@@ -55,3 +55,17 @@ def test_publishes(tmp_path: Path) -> None:
         (f"raftmft {opens}", way) for way in ("put", "get") for opens in ("strict", "relaxed")]
     assert all(row["per_s"] > 0 for row in rows)
     assert all(row["commits"] >= 2.0 for row in rows if row["way"] == "put")
+
+
+def test_links() -> None:
+    (line,) = run("bench/links.py", "--mib", "32", "--rounds", "1")
+    told = json.loads(line)
+    assert all(told[name]["gb_per_s"] > 0 for name in ("plain", "floor", "newer", "sslstream", "tlsstream", "link"))
+
+
+def test_ingest(tmp_path: Path) -> None:
+    (line,) = run("bench/ingest.py", "--mib", "70", "--rounds", "1", "--dir", str(tmp_path))
+    told = json.loads(line)
+    assert all(told[way]["mb_per_s"] > 0 and told[way]["left_to_repair"] == 0 for way in ("chain", "fan-out"))
+    first, *others = told["counts"]
+    assert first["chained"] and all(node["passed_on"] for node in others)

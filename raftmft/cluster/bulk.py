@@ -1,5 +1,8 @@
 """Bulk links, asking side: chunks to and from other members, on connections apart from the control link.
 
+A put may name members that the asked one passes the chunk on to (a chain): each is answered for by itself, as soon as
+it holds the chunk or is known not to. What is unanswered by the first one counts in its budget, no longer than that.
+
 Each peer has up to CONNECTIONS_PER_PEER connections, dialled when needed; many requests are under way on each, matched
 by number. IN_FLIGHT_MAX_BYTES bounds what may be unanswered per peer: over it, callers wait their turn. A request
 belongs to its connection, not to its caller: a caller that is cancelled just no longer waits.
@@ -11,7 +14,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 import trio
 
@@ -27,8 +31,9 @@ CONNECTIONS_PER_PEER = 2
 IN_FLIGHT_MAX_BYTES = 32 << 20
 REQUEST_COST_BYTES = 1 << 10
 """What a request counts beside its body, so that tiny chunks are bounded in number too (32,768 a peer)."""
-SECOND_CONNECTION_BYTES = 4 << 20
-"""A further connection is dialled when the least busy one has more than this under way."""
+SECOND_CONNECTION_BYTES = 12 << 20
+"""A further connection is dialled when the least busy one has more than this under way: more than one upload's window.
+Two that take turns cost a tenth more CPU than one (bench/links.py: their buffers do not stay in the caches)."""
 RETIRE_BYTES = 128 << 30
 DIAL_PAUSE_S = 0.25
 """After a failed dial, requests fail at once for this long instead of dialling again."""
@@ -40,6 +45,8 @@ PROGRESS_LOOK_S = 1.0
 
 log = logging.getLogger(__name__)
 Buffer = bytes | bytearray | memoryview
+Told = Callable[[str, str], None]
+"""(member, "" if the chunk is durable there, else one line that says why not)"""
 
 
 class PutRefused(RaftmftError):
@@ -70,7 +77,19 @@ class BulkPool:
         """The chunk is durable at `member`. PutRefused: it said no; PeerUnreachable: no connection, or it broke (the
         chunk may be there: putting it again is safe). `data` must never change: a cancelled put may still be sent.
         """
-        await self._ask(member, peer.Put(0, chunk_id), data, len(data))
+        refusals: list[str] = []
+        await self.chain((member,), chunk_id, data, lambda _, refusal: refusals.append(refusal))
+        if refusals != [""]:
+            raise PutRefused(f"{member}: {''.join(refusals)}")
+
+    async def chain(self, members: Sequence[str], chunk_id: bytes, data: Buffer, told: Told) -> None:
+        """Puts the chunk to the first of `members`, which passes it on to the second, and so on. `told` is called once
+        for each of them, as they answer or are given up by those before them; returns when it was for all.
+        PeerUnreachable: it was not for some, and never will be. `data` as in `put`; cancelled, `told` may be called
+        later.
+        """
+        first, *then = members
+        await self._ask(first, peer.Put(0, chunk_id, tuple(then)), data, len(data), told)
 
     async def get(self, member: str, chunk_id: bytes) -> bytearray | None:
         """The bytes that `member` says are the chunk (unverified!), None if it has none. PeerUnreachable as of `put`.
@@ -90,13 +109,14 @@ class BulkPool:
         known = self._peers.get(member)
         return known.budget.used if known else 0
 
-    async def _ask(self, member: str, message: peer.Put | peer.Get, body: Buffer, cost: int) -> bytearray:
+    async def _ask(self, member: str, message: peer.Put | peer.Get, body: Buffer, cost: int,
+                   told: Told = lambda member, refusal: None) -> bytearray:
         known = self._peers.setdefault(member, _Peer())
         cost += REQUEST_COST_BYTES
         await known.budget.take(cost)
         try:
             connection = await self._connection(member, known)
-            request = connection.start(message, body, lambda: known.budget.give(cost))
+            request = connection.start(message, body, lambda: known.budget.give(cost), told)
         except BaseException:
             known.budget.give(cost)
             raise
@@ -147,16 +167,33 @@ class _Peer:
 
 
 class _Request:
-    __slots__ = ("body", "done", "error", "release", "size", "wants_body")
+    """One request, until the asked member and all that it passes the chunk on to have answered."""
 
-    def __init__(self, size: int, wants_body: bool, release: Callable[[], None]) -> None:
-        self.size, self.wants_body, self.release = size, wants_body, release
+    __slots__ = ("body", "done", "error", "release", "size", "told", "waits_for", "wants_body")
+
+    def __init__(self, member: str, message: peer.Put | peer.Get, size: int, release: Callable[[], None],
+                 told: Told) -> None:
+        self.size, self.release, self.told = size, release, told
+        self.wants_body = isinstance(message, peer.Get)
+        self.waits_for = {member} if isinstance(message, peer.Get) else {member, *message.then}
         self.done, self.body = trio.Event(), bytearray()
         self.error: RaftmftError | None = None
 
-    def finish(self, error: RaftmftError | None = None) -> None:
+    def answered(self, member: str, first: str, refusal: str) -> bool:
+        """`member` answered; True if it was the last one. `first` is the one that was asked."""
+        self.waits_for.remove(member)
+        if member == first:
+            self.release()
+        self.told(member, refusal)
+        if not self.waits_for:
+            self.done.set()
+        return not self.waits_for
+
+    def fail(self, first: str, error: RaftmftError) -> None:
+        """Nobody will answer any more."""
         self.error = error
-        self.release()
+        if first in self.waits_for:
+            self.release()
         self.done.set()
 
 
@@ -170,6 +207,7 @@ class _Connection:
         self._wake = trio.Event()
         self._next_seq = 0
         self._failed = False
+        self._unanswered = 0
         self.waiting_bytes = 0
         self._scope = trio.CancelScope()
 
@@ -177,14 +215,15 @@ class _Connection:
     def usable(self) -> bool:
         return not self._failed and self._stream.moved_bytes < RETIRE_BYTES
 
-    def start(self, message: peer.Put | peer.Get, body: Buffer, release: Callable[[], None]) -> _Request:
+    def start(self, message: peer.Put | peer.Get, body: Buffer, release: Callable[[], None], told: Told) -> _Request:
         if self._failed:
             raise PeerUnreachable(f"the connection to {self.member} broke")
         seq, self._next_seq = self._next_seq, self._next_seq + 1
-        request = _Request(len(body), isinstance(message, peer.Get), release)
+        request = _Request(self.member, message, len(body), release, told)
         self._requests[seq] = request
+        self._unanswered += 1
         self.waiting_bytes += request.size
-        numbered = type(message)(seq, message.chunk_id)
+        numbered = replace(message, seq=seq)
         self._queue.append((peer.encode_bulk(numbered, len(body)), body))
         self._wake.set()
         return request
@@ -217,7 +256,7 @@ class _Connection:
             log.info("bulk connection to %s failed with %d requests under way: %s", self.member, len(requests), reason,
                      extra=fields(member=self.member, count=len(requests), reason=reason))
         for request in requests.values():
-            request.finish(PeerUnreachable(f"the connection to {self.member} broke: {reason}"))
+            request.fail(self.member, PeerUnreachable(f"the connection to {self.member} broke: {reason}"))
 
     async def _write(self) -> None:
         while True:
@@ -237,7 +276,7 @@ class _Connection:
         moved, moved_at = -1, 0.0
         while True:
             now = trio.current_time()
-            if moved != self._stream.moved_bytes or not self._requests:
+            if moved != self._stream.moved_bytes or not self._unanswered:
                 moved, moved_at = self._stream.moved_bytes, now
             elif now - moved_at > PROGRESS_LIMIT_S:
                 raise trio.BrokenResourceError(f"nothing moved for {PROGRESS_LIMIT_S:g} s")
@@ -252,16 +291,20 @@ class _Connection:
                     and (not body or await stream.receive_exactly_into(memoryview(body)))):
                 raise FrameError("the peer closed in the middle of an answer")
             message = peer.decode_bulk(header, body_length)
-            request = self._requests.pop(message.seq, None)
-            if request is None or request.wants_body != isinstance(message, peer.Found) or \
-                    not isinstance(message, peer.Ack | peer.Found):
-                if request is not None:
-                    request.finish(PeerUnreachable(f"{self.member} answered nonsense"))
-                raise FrameError("an answer to nothing that was asked")
-            self.waiting_bytes -= request.size
-            request.body = body
-            refusal = message.refusal if isinstance(message, peer.Ack) else ""
-            request.finish(PutRefused(f"{self.member}: {refusal}") if refusal else None)
+            request = self._requests.get(message.seq)
+            member = message.member if isinstance(message, peer.Passed) else self.member
+            if request is None or member not in request.waits_for or (
+                    member == self.member) is isinstance(message, peer.Passed) or (
+                    request.wants_body is not isinstance(message, peer.Found)) or (
+                    not isinstance(message, peer.Ack | peer.Found | peer.Passed)):
+                raise FrameError(f"{self.member} answered nonsense")
+            if member == self.member:
+                self._unanswered -= 1
+                self.waiting_bytes -= request.size
+                request.body = body
+            refusal = "" if isinstance(message, peer.Found) else message.refusal
+            if request.answered(member, self.member, refusal):
+                del self._requests[message.seq]
             if not self.usable and not self._requests:
                 return
 

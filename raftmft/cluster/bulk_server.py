@@ -8,6 +8,8 @@ being read per connection; beyond that the connection is not read, and TCP holds
 What is held already is appended again, unless content may be shared by all users (`shares`): else whoever uploads could
 tell by the time and by the room on the disk what others have. A put of what its own user has is not even sent
 (node/hits.py).
+
+A put that names further members is passed on to them at the same time (passing.py).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from raftmft.cluster.holdings import INLINE_BYTES, ChunkDamaged, Holdings
+from raftmft.cluster.passing import Passing
 from raftmft.cluster.tls import TlsStream
 from raftmft.core.errors import RaftmftError
 from raftmft.wire import peer
@@ -38,12 +41,14 @@ class BulkServer:
 
     on_damaged(chunk_id) is told of chunks whose copy here turned out to be bad: repair them. `other` is asked for what
     is no chunk: the parts of snapshots. `shares()`: whether a put of what is held here is a hit (dedup.scope).
+    Without `passing` nothing is passed on.
     """
 
     def __init__(self, holdings: Holdings, *, on_damaged: Callable[[bytes], None] = lambda chunk_id: None,
                  other: Callable[[bytes], Awaitable[bytes | None]] | None = None,
-                 shares: Callable[[], bool] = lambda: False) -> None:
+                 shares: Callable[[], bool] = lambda: False, passing: Passing | None = None) -> None:
         self._holdings, self._on_damaged, self._other, self._shares = holdings, on_damaged, other, shares
+        self.passing = passing
         self.counts: Counter[str] = Counter()
 
     async def serve(self, member: str, stream: TlsStream) -> None:
@@ -155,23 +160,47 @@ class _Served:
         body = memoryview(buffer)[:size]
         await self._exactly(body)
         self._unsynced_bytes += size
+        kept, free = trio.Event(), self._free.append
+        if put.then and await self._passes_on(put):
+            nursery.start_soon(self._pass_on, put, body, buffer, kept)
+            free = _left_to_another
         if size <= INLINE_BYTES:
-            await self._keep(put, body, buffer)
+            await self._keep(put, body, buffer, kept, free)
         else:
-            nursery.start_soon(self._keep, put, body, buffer)
+            nursery.start_soon(self._keep, put, body, buffer, kept, free)
+
+    async def _passes_on(self, put: peer.Put) -> bool:
+        passing = self._server.passing
+        why_not = passing.begin(self._member, put.then) if passing else "this member passes nothing on"
+        if why_not:
+            sent = trio.Event()
+            for number, member in enumerate(put.then, 1):
+                self._send(peer.encode_bulk(peer.Passed(put.seq, member, why_not)), b"",
+                           sent if number == len(put.then) else None)
+            await sent.wait()  # not read meanwhile: who asks and never reads costs no memory
+        return not why_not
 
     async def _refuse_unknown(self, message: peer.Unknown, size: int) -> None:
         self._server.counts["unknown_kind"] += 1
         await self._exactly(memoryview(bytearray(size)))
         sent = trio.Event()
         self._send(peer.encode_bulk(peer.Ack(message.seq, "this member does not know such a request")), b"", sent)
-        await sent.wait()  # not read meanwhile: who asks and never reads costs no memory
+        await sent.wait()  # as in _passes_on
 
-    async def _keep(self, put: peer.Put, body: memoryview, buffer: bytearray) -> None:
+    async def _keep(self, put: peer.Put, body: memoryview, buffer: bytearray, kept: trio.Event,
+                    free: Callable[[bytearray], None]) -> None:
         await self._server.keep(self, put, body)
-        body.release()
-        self._free.append(buffer)
+        kept.set()
+        free(buffer)
         self._buffers.release()
+
+    async def _pass_on(self, put: peer.Put, body: memoryview, buffer: bytearray, kept: trio.Event) -> None:
+        assert self._server.passing is not None
+        await self._server.passing.run(put, body, lambda member, refusal: self._send(
+            peer.encode_bulk(peer.Passed(put.seq, member, refusal))))
+        await kept.wait()
+        if len(self._free) < RECEIVE_BUFFERS:
+            self._free.append(buffer)
 
     async def _answer_get(self, get: peer.Get) -> None:
         data = await self._server.find(get)
@@ -199,6 +228,10 @@ class _Served:
                 for _, _, sent in batch:
                     if sent is not None:
                         sent.set()
+
+
+def _left_to_another(buffer: bytearray) -> None:
+    """The buffer is still read by another task, which frees it."""
 
 
 def _gathered(batch: list[_Outgoing]) -> list[bytes]:

@@ -38,6 +38,7 @@ from raftmft.cluster.joining import JoinDoor
 from raftmft.cluster.keyring import KeyRing
 from raftmft.cluster.links import PeerLinks
 from raftmft.cluster.listener import PeerListener
+from raftmft.cluster.passing import Passing
 from raftmft.cluster.relay import PrefaceGuard, RelayDoor, relay
 from raftmft.cluster.renewing import settle
 from raftmft.cluster.repairer import Repairer
@@ -154,7 +155,7 @@ class Node:
         self.holders = Holders(self.me, self.links, lambda chunk_id: self.holdings.find(chunk_id) is not None)
         self.pool = BulkPool(lambda member: hello.dial(
             me, member, self.roster.peer_addresses()[member], "bulk", self.roster.directory))
-        self.replicator = Replicator(self.me, self.pool.put, self.view.alive, self.links.hears, self.view.ranking)
+        self.replicator = Replicator(self.me, self.pool.chain, self.view.alive, self.links.hears, self.view.ranking)
         self.fetcher = Fetcher(self.me, self.pool.get, self.holdings, self.view.alive, self.view.ranking)
         self.repairer = Repairer(self.state.manifests_since, self.view.owns,
                                  lambda: self.state.applied, self.holdings, self.fetcher, self.data_dir.repair_mark,
@@ -164,8 +165,9 @@ class Node:
                                  self.view.replicas, self.placement, self.view.write_quorum)
         self.state.subscribe(self._applied)
         self.hits = Hits(self.me, self.links, self.holdings, self.fetcher.read, self.state)
+        self.passing = Passing(self.me, self.pool.chain, lambda member: self.view.member(member) is not None)
         self.bulk = BulkServer(self.holdings, on_damaged=self.repairer.damaged, other=self._part_of_snapshot,
-                               shares=self.hits.shares)
+                               shares=self.hits.shares, passing=self.passing)
         self.snapshotter = Snapshotter(self.driver, self.snapshots, self.state, str(self.data_dir.state),
                                        self.pool.get)
         self.prefaces = PrefaceGuard(nobodys_key, self.me)

@@ -9,7 +9,8 @@ for what it came for follows, once. Then the channel decides:
   The kinds PING, ASK and ANSWER are the link's own (heartbeats; a request and its reply).
 - *bulk*: `u32 header length, u32 body length, header, body`. The header is msgpack, the body the chunk's bare bytes:
   it stays outside msgpack so that it is neither copied nor searched. The dialler asks (Put, Get), the other side
-  answers (Ack, Found) in any order, matched by `seq`.
+  answers (Ack, Found) in any order, matched by `seq`. A Put that is to be passed on is answered by one Ack, and in
+  any order with it by one Passed for each further member.
 
 All decoders raise FrameError on anything that does not fit; the connection must then be dropped. What a later version
 may say does fit: further fields of a greeting, kinds of control messages, requests, bulk messages, statuses of answers.
@@ -37,6 +38,8 @@ CONTROL_LIMIT = MAX_FRAME
 BULK_BODY_LIMIT = CHUNK_SIZE
 BULK_HEADER_LIMIT = 64 << 10
 BULK_CODE_LIMIT = 127
+MOST_PASSED_ON = 6
+"""Members behind the first one that a Put may name: what is to have more copies is put to the others apart."""
 NAME_LIMIT = 128
 KIND_LIMIT = 16
 TEXT_LIMIT = 400
@@ -80,10 +83,11 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """Bulk: "keep this chunk"; the body is its content."""
+    """Bulk: "keep this chunk", and pass it on to the first of `then`, and so on; the body is its content."""
 
     seq: int
     chunk_id: bytes
+    then: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,17 @@ class Ack:
     """Bulk: the answer to a Put. `refusal` is "" when the chunk is durable here, else one line that says why not."""
 
     seq: int
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """Bulk: what became of a Put at one of the members that it was to be passed on to. `refusal` as in Ack; it is also
+    what hindered its being passed on.
+    """
+
+    seq: int
+    member: str
     refusal: str = ""
 
 
@@ -116,8 +131,9 @@ class Unknown:
     seq: int
 
 
-Bulk = Put | Ack | Get | Found
-_BULK_CODES: dict[type, int] = {Put: 1, Ack: 2, Get: 3, Found: 4}
+Bulk = Put | Ack | Get | Found | Passed
+_PASS_ON = 5
+_BULK_CODES: dict[type, int] = {Put: 1, Ack: 2, Get: 3, Found: 4, Passed: 6}
 
 
 def encode_hello(hello: Hello) -> bytes:
@@ -197,12 +213,17 @@ def decode_answer(body: bytes) -> tuple[int, str, Any]:
 
 def encode_bulk(message: Bulk, body_length: int = 0) -> bytes:
     """Prefix and header of one bulk message; the caller sends the body of `body_length` bytes right after."""
-    detail: bytes | str = b""
-    if isinstance(message, Put | Get):
+    detail: bytes | str | list[Any] = b""
+    code = _BULK_CODES[type(message)]
+    if isinstance(message, Put) and message.then:
+        code, detail = _PASS_ON, [message.chunk_id, *message.then]
+    elif isinstance(message, Put | Get):
         detail = message.chunk_id
     elif isinstance(message, Ack):
         detail = _cut(message.refusal)
-    header = msgpack.packb([_BULK_CODES[type(message)], message.seq, detail], use_bin_type=True)
+    elif isinstance(message, Passed):
+        detail = [message.member, _cut(message.refusal)]
+    header = msgpack.packb([code, message.seq, detail], use_bin_type=True)
     return BULK_PREFIX.pack(len(header), body_length) + header
 
 
@@ -230,7 +251,13 @@ def decode_bulk(header: bytes | bytearray | memoryview, body_length: int) -> Bul
         return Get(seq, _chunk_id(detail))
     if code == 4 and detail == b"":
         return Found(seq)
-    if code not in _BULK_CODES.values() and 0 < code <= BULK_CODE_LIMIT:
+    if code == _PASS_ON and body_length and type(detail) is list and 2 <= len(detail) <= 1 + MOST_PASSED_ON:
+        then = tuple(_text(member, NAME_LIMIT) for member in detail[1:])
+        if len(set(then)) == len(then):
+            return Put(seq, _chunk_id(detail[0]), then)
+    if code == 6 and not body_length and type(detail) is list and len(detail) == 2:
+        return Passed(seq, _text(detail[0], NAME_LIMIT), _text(detail[1], TEXT_LIMIT * 4, empty=True))
+    if code not in (*_BULK_CODES.values(), _PASS_ON) and 0 < code <= BULK_CODE_LIMIT:
         return Unknown(seq)
     raise FrameError("a bulk header of no kind, or with a body that does not suit it")
 

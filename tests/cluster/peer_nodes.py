@@ -19,6 +19,7 @@ from raftmft.cluster.hello import Self
 from raftmft.cluster.holdings import ChunkDamaged, Holdings
 from raftmft.cluster.links import PeerLinks
 from raftmft.cluster.listener import PeerListener, open_port
+from raftmft.cluster.passing import Passing
 from raftmft.cluster.replicator import Replicator
 from raftmft.store.index import ChunkIndex
 from raftmft.store.segments import SegmentReader, SegmentWriter
@@ -67,7 +68,7 @@ class MemoryStorage:
         self.before_append()
         place = MemoryPlace(segment, self.appended.get(segment, 0), len(data))
         self.appended[segment] = place.offset + place.length
-        self.chunks[chunk_id] = (place, bytes(data))
+        self.chunks.setdefault(chunk_id, (place, bytes(data)))  # as ChunkIndex: the place known first is the one named
         return place
 
     def sync(self, segments: Iterable[str]) -> None:
@@ -151,8 +152,10 @@ class Node:
         self.links = PeerLinks(self.me, self.others, lambda: cluster.directory,
                                on_up=lambda m: self.events.append(("up", m)), on_down=self.on_down)
         self.pool = BulkPool(self.dial_bulk)
-        self.server = BulkServer(self.holdings, on_damaged=lambda i: self.damaged.append((name, i)))
-        self.replicator = Replicator(name, self.pool.put, lambda m: m in self.links.connected(), self.links.hears,
+        self.passing = Passing(name, self.pool.chain, lambda m: m in cluster.directory.values())
+        self.server = BulkServer(self.holdings, on_damaged=lambda i: self.damaged.append((name, i)),
+                                 passing=self.passing)
+        self.replicator = Replicator(name, self.pool.chain, lambda m: m in self.links.connected(), self.links.hears,
                                      cluster.ranking)
         self.fetcher = Fetcher(name, self.pool.get, self.holdings, lambda m: m in self.links.connected(),
                                cluster.ranking, on_damaged=lambda m, i: self.damaged.append((m, i)))

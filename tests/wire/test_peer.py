@@ -75,9 +75,13 @@ def test_answer_survives(seq, value):
 
 
 @given(st.one_of(st.builds(peer.Put, seqs, ids), st.builds(peer.Get, seqs, ids), st.builds(peer.Found, seqs),
-                 st.builds(peer.Ack, seqs, st.text(max_size=peer.TEXT_LIMIT))), st.integers(1, peer.BULK_BODY_LIMIT))
+                 st.builds(peer.Ack, seqs, st.text(max_size=peer.TEXT_LIMIT)),
+                 st.builds(peer.Put, seqs, ids, st.lists(names, min_size=1, max_size=peer.MOST_PASSED_ON, unique=True)
+                           .map(tuple)),
+                 st.builds(peer.Passed, seqs, names, st.text(max_size=peer.TEXT_LIMIT))),
+       st.integers(1, peer.BULK_BODY_LIMIT))
 def test_bulk_survives_with_the_length_of_its_body(message, length):
-    if isinstance(message, peer.Ack | peer.Get):
+    if isinstance(message, peer.Ack | peer.Get | peer.Passed):
         length = 0
     data = peer.encode_bulk(message, length)
     header_length, body_length = peer.bulk_lengths(data[:8])
@@ -107,6 +111,8 @@ def test_random_bytes_are_frame_errors_and_nothing_else(data, length):
     [1, -1, b"x" * 32], [1, 1 << 63, b"x" * 32], [1, True, b"x" * 32], [True, 1, b"x" * 32], [1, 1, b"x" * 31],
     [1, 1, "x" * 32], [1, 1], [1, 1, b"x" * 32, 0], [0, 1, b"x" * 32],
     [peer.BULK_CODE_LIMIT + 1, 1, b"x" * 32], {}, None, [4, 1, b"x"], [2, 1, ""],
+    [5, 1, b"x" * 32], [5, 1, [b"x" * 32]], [5, 1, [b"x" * 31, "a"]], [5, 1, [b"x" * 32, "a", "a"]],
+    [5, 1, [b"x" * 32, b"a"]], [5, 1, [b"x" * 32, ""]], [5, 1, [b"x" * 32, *"abcdefg"]], [6, 1, ["a", ""]], [6, 1, "a"],
 ])
 def test_wrong_bulk_headers(value):
     with pytest.raises(FrameError):
