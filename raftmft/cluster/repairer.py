@@ -101,7 +101,7 @@ class Repairer:
         self._damaged: dict[bytes, None] = {}
         self._limit = trio.CapacityLimiter(FETCHES_MAX)
         self._wake = trio.Event()
-        self._stayed = 0
+        self._stayed = self._coming = 0
         self.repaired = 0
         self.caught_up = False
         """Whether a pass since the start has come through to what was applied when it began."""
@@ -120,6 +120,11 @@ class Repairer:
     def missing(self) -> int:
         """How many chunks this member should hold and found no one to give, when it last looked."""
         return sum(self._owed.values()) + len(self._damaged)
+
+    @property
+    def lacking(self) -> int:
+        """How many chunks this member knows that it should hold and does not: `missing`, and those being fetched."""
+        return self.missing + self._coming
 
     @property
     def given_up(self) -> int:
@@ -244,10 +249,15 @@ class Repairer:
                 except (RaftmftError, OSError) as error:
                     lacking += 1
                     log.debug("chunk %s is missing: %s", chunk_id.hex()[:16], error, extra=fields(chunk=chunk_id))
+            self._coming -= 1
 
-        async with trio.open_nursery() as nursery:
-            for chunk_id in wanted:
-                nursery.start_soon(one, chunk_id)
+        self._coming = len(wanted)
+        try:
+            async with trio.open_nursery() as nursery:
+                for chunk_id in wanted:
+                    nursery.start_soon(one, chunk_id)
+        finally:
+            self._coming = 0
         try:
             await self._holdings.durable(*places)
         except RaftmftError as error:

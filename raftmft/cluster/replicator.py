@@ -20,7 +20,7 @@ CHAIN_PATIENCE_S is no longer waited for. What is decided here is the same for b
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 
 import trio
@@ -48,6 +48,8 @@ ROOM_WAIT_S = 2.0
 CHAIN_PATIENCE_S = 1.0
 SLOW_FIRST_S = 5.0
 """For how long nothing is chained through a member that cost others CHAIN_PATIENCE_S."""
+TOLD_S, MOST_TOLD = 10.0, 10_000
+"""For how long, and how many, copies left to others' repairers count as `owed`. Then those count them by themselves."""
 
 Buffer = bytes | bytearray | memoryview
 Chain = Callable[[Sequence[str], bytes, Buffer, Told], Awaitable[None]]
@@ -78,6 +80,7 @@ class Replicator:
         self._moved_at: dict[str, float] = {}  # a copy was answered well, or the first one fell behind
         self._slow_until: dict[str, float] = {}
         self.chains = True
+        self._left_at: deque[float] = deque(maxlen=MOST_TOLD)
         self.counts: Counter[str] = Counter()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -89,6 +92,14 @@ class Replicator:
                 await trio.sleep_forever()
             finally:
                 self._nursery = None
+
+    @property
+    def owed(self) -> int:
+        """How many copies were lately left to their owners' repairers, which may not have looked yet."""
+        late = trio.current_time() - TOLD_S
+        while self._left_at and self._left_at[0] < late:
+            self._left_at.popleft()
+        return len(self._left_at)
 
     async def put(self, chunk_id: bytes, load: Callable[[], Buffer], owners: Sequence[str],
                   need: int | Callable[[], int]) -> tuple[str, ...]:
@@ -215,7 +226,7 @@ class Replicator:
             if background:
                 self._put_behind(job, member)
         elif background and member not in job.held_by:
-            self.counts["left_to_repair"] += 1
+            self._leave_to_repair()
         if background:
             job.let_go()
         job.changed.set()
@@ -232,6 +243,10 @@ class Replicator:
             self._shrank = trio.Event()
             return True
         return False
+
+    def _leave_to_repair(self) -> None:
+        self.counts["left_to_repair"] += 1
+        self._left_at.append(trio.current_time())
 
     async def _find_room(self, job: _Job) -> None:
         """Returns when the copies still under way fit into the background, or when that is not to be waited for."""
@@ -260,7 +275,7 @@ class Replicator:
         if self._background[member] > BACKGROUND_MAX_BYTES:
             route = copy.route
             self._leave(job, member)
-            self.counts["left_to_repair"] += 1
+            self._leave_to_repair()
             if not route.left:
                 route.scope.cancel()
 

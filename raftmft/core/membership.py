@@ -54,7 +54,8 @@ class Kind(IntEnum):
 @dataclass(frozen=True, slots=True)
 class Load:
     """What a member says of itself. cpu: 0..1 of all it may use; disk_free in bytes; mode as in MemberSpec, or what it
-    is about to be ("draining"); missing_chunks: copies it should hold and does not; has_quorum: it can serve sessions.
+    is about to be ("draining"); missing_chunks: copies that it
+    knows to lack, or of which it knows that others do; has_quorum: it can serve sessions.
     """
 
     sessions: int = 0

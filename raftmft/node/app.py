@@ -282,7 +282,7 @@ class Node:
         """This node's load now: what is measured at intervals, and what is known at any moment."""
         return replace(
             self.measured, sessions=sum(w.load for w in self.workers.live.values()), applied_index=self.state.applied,
-            missing_chunks=self.repairer.missing,
+            missing_chunks=self.repairer.lacking + self.replicator.owed,
             mode="draining" if self.stop.is_set() else self.measured.mode,
             has_quorum=self.epoch.begun.is_set() and bool(self.workers.live) and self.view.has_quorum()
             and self._is_joined())

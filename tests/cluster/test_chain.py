@@ -268,7 +268,9 @@ async def test_nobodys_bytes_are_kept_once_all_have_answered_or_were_given_up(tm
         for _ in range(5):
             await put(n1, chunk()[1], 1)
         assert [len(job.data) for job in jobs] == [MIB, MIB, 0, 0, 0]
-        assert n1.replicator.counts["left_to_repair"] == 3
+        assert n1.replicator.counts["left_to_repair"] == n1.replicator.owed == 3
+        monkeypatch.setattr(replicator, "TOLD_S", 0.0)
+        assert n1.replicator.owed == 0, "their owners' repairers have looked since"
         gate.set()
         await until(lambda: n1.replicator._background["n3"] == 0)
         assert not any(job.data for job in jobs)

@@ -248,3 +248,23 @@ def test_a_damaged_marker_costs_a_walk_and_nothing_else(tmp_path, damage):
     assert (Marker(path).index, Marker(path).placement) == (77, 3)
     path.write_bytes(path.read_bytes()[:-1] + b"!" if damage is None else damage)
     assert (Marker(path).index, Marker(path).placement) == (0, 0)
+
+
+async def test_what_is_being_fetched_counts_as_lacking_and_not_as_missing(world, nursery):
+    ids, _ = world.publish_large(9)
+    real, go, seen = world.get, trio.Event(), []
+
+    async def get(member, chunk_id):
+        seen.append((world.repairer.lacking, world.repairer.missing))
+        if len(seen) > 1:
+            await go.wait()
+        return await real(member, chunk_id)
+
+    world.fetcher._get_from = get
+    nursery.start_soon(world.repairer.look, world.applied)
+    await until(lambda: len(seen) > 1)
+    assert (world.repairer.lacking, world.repairer.missing) == (9, 0)
+    go.set()
+    await until(lambda: set(ids) <= world.storage.survivors())
+    await until(lambda: world.repairer.held_through == 1)
+    assert world.repairer.lacking == 0

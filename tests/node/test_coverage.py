@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import trio
+from blake3 import blake3
 
 from raftmft.cluster.hello import PeerUnreachable
 from raftmft.core import placement
@@ -13,6 +16,8 @@ from raftmft.core.errors import RaftmftError
 from raftmft.core.manifest import CHUNK_SIZE, Manifest
 from raftmft.node.chunks import Chunks
 from raftmft.node.coverage import MOST_IDS, Coverage
+from raftmft.store.disk import SegmentStore
+from raftmft.store.writer import SegmentWriter
 
 IDS = [bytes([n]) * 32 for n in range(1, 9)]
 STORING = [("a", 100), ("b", 100), ("c", 100), ("d", 100)]
@@ -124,3 +129,42 @@ async def test_an_upload_is_covered_again_when_members_changed_and_only_then() -
     chunks.inherits(1)
     chunks._uploads[1].under_way.clear()
     assert await chunks.covered(1, manifest(IDS)) == 12 and len(asked) == 3
+
+
+async def test_a_put_whose_copies_were_under_way_when_members_changed_is_acknowledged_again(tmp_path: Path) -> None:
+    """However it went to its owners, along a chain or not: what counts is the epoch in which it began."""
+    cluster, worker = Cluster(), SimpleNamespace(name="w")
+    writer, store = SegmentWriter(tmp_path, "w"), SegmentStore(tmp_path)
+    data = b"content"
+    chunk_id = blake3(data).digest()
+    place = writer.append(chunk_id, data)
+    going, arrived, asked = trio.Event(), trio.Event(), []
+
+    async def put(chunk: bytes, load: Any, owners: tuple[str, ...], need: Any) -> None:
+        going.set()
+        await arrived.wait()
+
+    async def request(member: str, op: str, args: dict[str, Any], *, timeout_s: float) -> list[bool]:
+        asked.append(member)
+        return [True] * len(args["ids"])
+
+    cluster.request = request  # type: ignore[method-assign]
+    cluster.coverage._links.request = request  # type: ignore[method-assign]
+    chunks = Chunks("a", store, SimpleNamespace(put=put), None, None, lambda: STORING, lambda: 3,  # type: ignore[arg-type]
+                    cluster.coverage, lambda: 2, None)  # type: ignore[arg-type]
+    chunks.begin(1, worker, 7)  # type: ignore[arg-type]
+    content = Manifest(len(data), 0, chunk_id)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(chunks.put, worker, {"upload": 1, "id": chunk_id, "segment": place.segment,
+                                                "offset": place.offset, "length": place.length})
+        await going.wait()
+        cluster.epoch = 9
+        assert await chunks.covered(1, content) == 7, "asked, but the put may yet end with the owners of before"
+        with pytest.raises(RaftmftError, match="not replicated yet"):
+            chunks.check_all_held(1)
+        asked.clear()
+        arrived.set()
+    chunks.check_all_held(1)
+    assert await chunks.covered(1, content) == 9 and asked, "the owners of now were asked"
+    asked.clear()
+    assert await chunks.covered(1, content) == 9 and not asked
