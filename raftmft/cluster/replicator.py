@@ -43,6 +43,8 @@ PUT_DEADLINE_S = 60.0
 STALL_S = 2.0
 """An owner that has not answered for this long gets a stand-in beside it."""
 BACKGROUND_MAX_BYTES = 16 << 20
+BEHIND_BYTES = 4 << 20
+"""A member that is behind by so much more than another comes after it in chains."""
 ROOM_WAIT_S = 2.0
 """How long a put waits for room in the background of a member that got on within STALL_S."""
 CHAIN_PATIENCE_S = 1.0
@@ -162,6 +164,8 @@ class Replicator:
 
     def _start_all(self, job: _Job, owners: Sequence[str]) -> None:
         """The first copies: along a chain, or to each of the owners."""
+        # Who is behind goes last: nobody is to wait for it.
+        owners = sorted(owners, key=lambda owner: self._background[owner] // BEHIND_BYTES)
         if self.chains and job.size == CHUNK_SIZE and len(owners) > 1 and (
                 self._slow_until.get(owners[0], 0.0) <= trio.current_time()):
             chained, owners = owners[: 1 + MOST_PASSED_ON], owners[1 + MOST_PASSED_ON :]

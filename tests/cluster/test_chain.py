@@ -78,6 +78,19 @@ async def test_a_slow_member_holds_up_neither_the_one_before_nor_the_one_behind(
         await until(lambda: chunk_id in n2.storage.survivors())
 
 
+async def test_who_is_behind_comes_last_in_a_chain(tmp_path):
+    gate = threading.Event()
+    async with cluster_of(tmp_path, *OWNERS) as cluster:
+        n1, n2, n3 = cluster.nodes.values()
+        n2.storage.before_sync = lambda: gate.wait(5)
+        with trio.fail_after(3):
+            for _ in range(8):
+                assert await put(n1, chunk()[1], 1) == {"n3"}
+        assert n2.passing.counts["passed_on"] == 4 and n3.passing.counts["passed_on"] == 0
+        gate.set()
+        await until(lambda: n3.passing.counts["passed_on"] == 4)
+
+
 async def test_who_cannot_be_reached_through_the_chain_is_sent_its_copy_at_once(tmp_path):
     async with cluster_of(tmp_path, *OWNERS) as cluster:
         n1, n2, _ = cluster.nodes.values()
