@@ -123,8 +123,12 @@ class Journal(PysyncobjJournal):
             return self._entries[first - start : last + 1 - start]
         at = bisect_right(self._stretches, first, key=lambda stretch: stretch.first) - 1
         stretch = self._stretches[at]
-        if self._read is None or self._read[:2] != (stretch, stretch.end):
-            self._read = (stretch, stretch.end, read_stretch(stretch))
+        readable = stretch.end
+        if self._under_way is not None and self._under_way.segment is stretch.segment:
+            # Its bytes may not stand in the file yet. Its entries are in memory, as none that is not durable is let go.
+            readable = min(readable, stretch.segment.size - len(self._under_way.data))
+        if self._read is None or self._read[:2] != (stretch, readable):
+            self._read = (stretch, readable, read_stretch(stretch, readable))
         entries = self._read[2]
         # What memory has is only there: the disk may still say what was cut off since.
         end = self._stretches[at + 1].first - 1 if at + 1 < len(self._stretches) else last

@@ -45,13 +45,15 @@ class Stretch:
     end: int
 
 
-def read_stretch(stretch: Stretch) -> list[LogEntry]:
-    """The entries that the stretch leaves behind, in order and without a gap. CorruptFile if it is damaged."""
+def read_stretch(stretch: Stretch, end: int) -> list[LogEntry]:
+    """The entries that the stretch leaves behind through the batch that ends at `end`, in order and without a gap.
+    CorruptFile if it is damaged.
+    """
     part = stretch.segment
     assert part.file is not None
-    data = part.file.read_at(stretch.offset, stretch.end - stretch.offset)
+    data = part.file.read_at(stretch.offset, end - stretch.offset)
     view, at, found = memoryview(data), 0, dict[int, LogEntry]()
-    while stretch.offset + at < stretch.end:
+    while stretch.offset + at < end:
         records = segment.batch_at(view, part.salt, at, stretch.offset + at)
         if records is None:
             raise CorruptFile(f"{part.path} is damaged at byte {stretch.offset + at}: what is there fails its "
