@@ -116,14 +116,14 @@ def test_password_and_key_and_refusals(shared_cluster: Cluster, tmp_path: Path) 
 def test_users_do_not_see_each_other(shared_cluster: Cluster, tmp_path: Path) -> None:
     one, two, _ = shared_cluster.names
     key = shared_cluster.about["users"][0]["key"]
-    shared_cluster.run("user", "add", "other", "--key", key + ".pub")
+    shared_cluster.run("user", "add", "outsider", "--key", key + ".pub")
     source = tmp_path / "private"
     source.write_bytes(b"mine")
     shared_cluster.sftp(one, f"put {source} private\n")
-    listing = shared_cluster.sftp(two, "ls -la\nls -la /..\nls -la ../../..\n", user="other").stdout
+    listing = shared_cluster.sftp(two, "ls -la\nls -la /..\nls -la ../../..\n", user="outsider").stdout
     assert b"private" not in listing
     for path in ("../demo/private", "/../demo/private", "/etc/passwd", "../../../../etc/passwd"):
-        assert shared_cluster.sftp(two, f"get {path} {tmp_path}/stolen\n", user="other", check=False).returncode != 0
+        assert shared_cluster.sftp(two, f"get {path} {tmp_path}/stolen\n", user="outsider", check=False).returncode != 0
     assert not (tmp_path / "stolen").exists()
 
 

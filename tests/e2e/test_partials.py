@@ -147,14 +147,14 @@ def test_a_poisoned_upload_leaves_a_partial_that_counts(shared_cluster: Cluster,
     """Over the quota a checkpoint fails: so do later WRITEs and the CLOSE, and what was checkpointed before is kept."""
     one, two, _ = shared_cluster.names
     key = shared_cluster.about["users"][0]["key"]
-    shared_cluster.run("user", "add", "small", "--quota", "10MiB", "--key", f"{key}.pub")
+    shared_cluster.run("user", "add", "tight", "--quota", "10MiB", "--key", f"{key}.pub")
     data = os.urandom(14 * MIB)
 
     def used() -> int:
-        return int(json.loads(shared_cluster.run("user", "show", "small", "-o", "json").stdout)["used_bytes"])
+        return int(json.loads(shared_cluster.run("user", "show", "tight", "-o", "json").stdout)["used_bytes"])
 
     async def run() -> None:
-        sftp = await connect(shared_cluster, one, "small")
+        sftp = await connect(shared_cluster, one, "tight")
         handle = await sftp.open_file("poisoned", PUT)
         await sftp.write(handle, 0, data[: 9 * MIB])
         await sftp.fsync(handle)
@@ -165,10 +165,10 @@ def test_a_poisoned_upload_leaves_a_partial_that_counts(shared_cluster: Cluster,
         for work in (sftp.write(handle, 0, b"x"), sftp.fsync(handle), sftp.close_handle(handle)):
             with pytest.raises(Status, match="quota"):
                 await work
-        other = await connect(shared_cluster, two, "small")
+        other = await connect(shared_cluster, two, "tight")
         assert (await other.stat("poisoned")).size == 9 * MIB and await other.names("/") == {}
         assert used() == 9 * MIB
-        shared_cluster.run("user", "set", "small", "--quota", "20MiB")
+        shared_cluster.run("user", "set", "tight", "--quota", "20MiB")
         handle = await other.open_file("poisoned", RESUME)
         await other.write(handle, 9 * MIB, data[9 * MIB :])
         await other.close_handle(handle)
@@ -176,5 +176,5 @@ def test_a_poisoned_upload_leaves_a_partial_that_counts(shared_cluster: Cluster,
         for each in (sftp, other):
             await each.close()
     asyncio.run(run())
-    kinds = [record["kind"] for record in shared_cluster.audit("--user", "small", "--path", "/poisoned")]
+    kinds = [record["kind"] for record in shared_cluster.audit("--user", "tight", "--path", "/poisoned")]
     assert kinds == ["open", "partial", "open", "publish", "open", "read_end"], kinds

@@ -80,7 +80,8 @@ class Node:
         self.worker = SimpleNamespace(name=name, sessions={})
         self.servers: set[Any] = set()
         state = SimpleNamespace(machine=cluster.world.machine, subscribe=lambda _: None)
-        self.files = Files(state, _Epoch(cluster), _Chunks(self))  # type: ignore[arg-type]
+        epoch = _Epoch(cluster)
+        self.files = Files(state, epoch, _Chunks(self), _Reads(epoch))  # type: ignore[arg-type]
         link: Any = _Link(self)
         self.writer = ChunkWriter(link, str(self.store), "w0", SEGMENT_BYTES, _broken)
         self.reader = ChunkReader(link, str(self.store))
@@ -238,6 +239,19 @@ class _Epoch:
 
     async def barrier(self) -> None:
         await self._cluster.pause()
+
+
+class _Reads:
+    """Opens are strict: committed before their answer."""
+
+    def __init__(self, epoch: _Epoch) -> None:
+        self._epoch = epoch
+
+    async def open(self, session: int, path: c.Path) -> dict[str, Any]:
+        return await self._epoch.value(c.OpenRead(session, path))
+
+    async def settle(self, session: int) -> None:
+        """Nothing waits."""
 
 
 class _Chunks:
