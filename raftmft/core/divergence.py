@@ -107,16 +107,17 @@ class Pace:
     """At which points a digest of every row is made, given how long the last one took.
 
     Members differ in speed, and only digests of the same point can be compared. So the points are the multiples of a
-    stride that doubles and halves: those of a slow member are among those of a quick one.
+    stride that doubles and halves: those of a slow member are among those of a quick one. A member that catches up
+    makes none before the last point it knows to be committed: it has better things to do than to halve its own speed.
     """
 
     def __init__(self) -> None:
         self.stride = 1
         self._began_s, self._took_s = float("-inf"), 0.0
 
-    def is_due(self, point: int, now_s: float) -> bool:
-        """Whether to make one at `point`."""
-        if point // POINT_EVERY % self.stride:
+    def is_due(self, point: int, committed: int, now_s: float) -> bool:
+        """Whether to make one at `point`, while entries through `committed` are known to be committed."""
+        if point // POINT_EVERY % self.stride or committed // POINT_EVERY > point // POINT_EVERY:
             return False
         rested, wanted = now_s - self._began_s, DUTY * self._took_s
         if rested < wanted:

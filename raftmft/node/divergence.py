@@ -79,7 +79,8 @@ class Divergence:
         claim = Claim(point, chain)
         self._jury.add(self._me, claim)
         self._news.set()
-        if self._pinned is not None or not self._pace.is_due(point, trio.current_time()):
+        if self._pinned is not None or not self._pace.is_due(
+                point, self._raft.status().commit_index, trio.current_time()):
             return
         try:
             reader = open_reader(self._state.machine.path)

@@ -117,13 +117,18 @@ def test_digests_of_every_row_take_a_fiftieth_of_the_time_and_meet_at_common_poi
         made[took_s] = set()
         for at in range(1, 2000):
             now += 2.0
-            if pace.is_due(at * POINT_EVERY, now):
+            if pace.is_due(at * POINT_EVERY, at * POINT_EVERY + 99, now):
                 pace.ended(now, took_s)
                 made[took_s].add(at)
                 busy += took_s
         assert busy <= now / divergence.DUTY + took_s and len(made[took_s]) >= 10
     assert made[0.01] == set(range(1, 2000)), "a small state is looked at at every point"
     assert len(made[1.0] & made[3.0]) >= len(made[3.0]) // 2, "what the slow one makes, the quicker one has too"
+
+
+def test_who_catches_up_makes_none_before_the_last_point_that_is_committed() -> None:
+    pace, committed = Pace(), 5 * POINT_EVERY + 7
+    assert [at for at in range(1, 7) if pace.is_due(at * POINT_EVERY, committed, 1.0)] == [5, 6]
 
 
 # --- the chain -------------------------------------------------------------------------------------------------------

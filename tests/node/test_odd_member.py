@@ -30,11 +30,12 @@ class Host:
         self.group = group
         self.divergence = Divergence(name, self.state, self, self)
         self.error: Diverged | None = None
+        self.committed = 1
         self.ended = trio.Event()
 
     def status(self) -> RaftStatus:
         """As the driver's."""
-        return RaftStatus(self.name, "follower", None, 1, 1, 1, 1, True,
+        return RaftStatus(self.name, "follower", None, 1, self.committed, 1, 1, True,
                           configuration=Configuration(tuple(self.group.names)))
 
     def on_message(self, kind: str, callback: Callable[[str, bytes], None]) -> None:
@@ -120,6 +121,20 @@ async def test_equal_members_go_on(group: Group, caplog: pytest.LogCaptureFixtur
     assert not caplog.records and not any(host.ended.is_set() for host in group.hosts.values())
     claims = group.hosts["m0"].divergence._jury.own()
     assert [claim.point for claim in claims] == [EVERY, 2 * EVERY, 3 * EVERY, 4 * EVERY]
+
+
+async def test_who_catches_up_looks_at_its_rows_only_at_the_end(group: Group) -> None:
+    """Digests would take half of the interpreter from the replay after a crash."""
+    late = group.hosts["m2"]
+    late.committed = 2 * EVERY
+    group.apply(EVERY)
+    await until_all_know(group, EVERY, rows=False)
+    assert late.divergence._pinned is None
+    group.apply(EVERY)
+    claims = late.divergence._jury._claims["m2"]
+    while not claims[2 * EVERY].rows:
+        await trio.sleep(0.01)
+    assert not claims[EVERY].rows
 
 
 async def test_the_one_whose_apply_differs_stops_and_says_so(group: Group, caplog: pytest.LogCaptureFixture) -> None:
