@@ -137,7 +137,8 @@ class Engine(Elections):
             self.outbox.late(node.id, AppendReply(term, True, index, max(index, self.commit_index()) + 1))
         else:
             self.offered = (node.id, message)
-            self.outbox.late(node.id, AppendReply(term, False, index, journal.last_index + 1))
+            # Its own end may lie beyond all that the leader has: a tail of an older term, still to be cut off.
+            self.outbox.late(node.id, AppendReply(term, False, index, min(index, journal.last_index + 1)))
         return True
 
     def install(self, index: int, term: int, configured: bytes) -> bool:

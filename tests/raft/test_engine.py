@@ -32,6 +32,7 @@ from raftmft.raft.messages import (
     PreVote,
     PreVoteReply,
     RequestVote,
+    SnapshotOffer,
     Vote,
     decode,
     encode,
@@ -232,6 +233,17 @@ def test_a_gap_is_refused_with_the_place_to_go_on_from(bench: Bench) -> None:
     bench.tell("a", AppendEntries(1, 1, 1, 0, NO_OPS))
     ((_, reply),) = bench.tell("c", AppendEntries(3, 1, 8, 2, []))
     assert reply == AppendReply(3, False, 8, 2), "a whole term that does not fit is skipped at once"
+
+
+def test_what_answers_an_offer_is_within_the_log_of_who_offers(bench: Bench) -> None:
+    """The tail of an older term may be longer than all that the leader has (seed 745 of the soak)."""
+    bench.tell("a", AppendEntries(1, 1, 1, 0, NO_OPS))
+    offer = SnapshotOffer(2, 6, 2, bytes(32))
+    assert bench.tell("c", offer) == [("c", AppendReply(2, False, 6, 6))]
+    assert bench.engine.offered == ("c", offer)
+    short = Bench()
+    with patches.use_clock(lambda: short.now):
+        assert short.start().tell("c", offer) == [("c", AppendReply(2, False, 6, 2))], "it has its first entry"
 
 
 def test_a_deposed_leader_is_told(bench: Bench) -> None:
