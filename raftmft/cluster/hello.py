@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import trio
 
 from raftmft.cluster.certificates import CertificateFiles, client_context, server_context
-from raftmft.cluster.succession import chain_of
+from raftmft.cluster.succession import WAS_REMOVED, chain_of
 from raftmft.cluster.tls import TlsStream
 from raftmft.core.errors import RaftmftError
 from raftmft.wire import frames, peer
@@ -45,6 +45,12 @@ def nobody_else(member: str, certificate: bytes, chain: Chain) -> str:
 
 class PeerRefused(RaftmftError):
     """A peer may not link with us, or we with it. One line says which member and why."""
+
+
+class PeerRemovedUs(PeerRefused):
+    """A listed member, proven by its certificate, says that this member was removed. Ids are never given again: so it
+    stays true.
+    """
 
 
 class PeerUnreachable(RaftmftError):
@@ -130,6 +136,8 @@ async def _say_hello(me: Self, stream: TlsStream, channel: str, member: str) -> 
     await stream.send_all(peer.encode_hello(peer.Hello(peer.VERSION, me.cluster_id, channel, me.member, chain)))
     welcome = peer.decode_welcome(await _read_greeting(stream))
     if welcome.refusal:
+        if welcome.is_removed and channel != peer.LINEAGE:  # before its lineage is judged, it may be anybody
+            raise PeerRemovedUs(f"{member} says that this member was removed from the cluster")
         raise PeerRefused(f"{member} refused the link: {welcome.refusal}")
     if welcome.version < peer.OLDEST:
         raise PeerRefused(f"{member} speaks peer protocol {welcome.version} and this member {peer.OLDEST} and later "
@@ -147,7 +155,7 @@ async def _identify(me: Self, stream: TlsStream, directory: Directory) -> tuple[
         if objection:
             await _refuse(me, stream, "your certificate is not listed in this cluster, as far as this member knows: "
                                       "if it was revoked, or the member removed, let this host join anew by raftmft "
-                                      "join --replace")
+                                      "join --replace", is_removed=objection == WAS_REMOVED)
             raise PeerRefused(f"an unlisted certificate ({stream.peer_fingerprint()[:16]}...) knocked: {objection}")
         member = hello.member
     problem = None
@@ -164,8 +172,8 @@ async def _identify(me: Self, stream: TlsStream, directory: Directory) -> tuple[
     return member, hello
 
 
-async def _refuse(me: Self, stream: TlsStream, text: str) -> None:
-    await stream.send_all(peer.encode_welcome(peer.Welcome(peer.VERSION, me.member, text)))
+async def _refuse(me: Self, stream: TlsStream, text: str, *, is_removed: bool = False) -> None:
+    await stream.send_all(peer.encode_welcome(peer.Welcome(peer.VERSION, me.member, text, is_removed=is_removed)))
 
 
 async def _read_greeting(stream: TlsStream) -> object:

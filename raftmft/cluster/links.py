@@ -24,7 +24,15 @@ from typing import Any
 
 import trio
 
-from raftmft.cluster.hello import DIAL_TIMEOUT_S, Directory, PeerRefused, PeerUnreachable, Self, dial
+from raftmft.cluster.hello import (
+    DIAL_TIMEOUT_S,
+    Directory,
+    PeerRefused,
+    PeerRemovedUs,
+    PeerUnreachable,
+    Self,
+    dial,
+)
 from raftmft.cluster.tls import TlsStream
 from raftmft.cluster.turns import Turns
 from raftmft.core.addresses import address_text
@@ -67,15 +75,18 @@ class PeerLinks:
 
     on_up(member), on_down(member) and message callbacks are called synchronously and must not block. A callback that
     raises FrameError (what it was given is malformed) drops the link; any other exception is a bug and stops the node.
-    While `dial_all()` holds this member dials all: it moved, and the others look for it elsewhere.
+    While `dial_all()` holds this member dials all: it moved, and the others look for it elsewhere. `on_removed()` is
+    called when a listed member says that this one was removed: the others cut it off with the entry that removes it, so
+    that it may never see that committed.
     """
 
     def __init__(self, me: Self, addresses: Addresses, directory: Directory, *,
                  on_up: Callable[[str], None] = lambda member: None,
                  on_down: Callable[[str], None] = lambda member: None,
-                 dial_all: Callable[[], bool] = lambda: False) -> None:
+                 dial_all: Callable[[], bool] = lambda: False,
+                 on_removed: Callable[[], object] = lambda: None) -> None:
         self._me, self._addresses, self._directory = me, addresses, directory
-        self._on_up, self._on_down, self._dial_all = on_up, on_down, dial_all
+        self._on_up, self._on_down, self._dial_all, self._on_removed = on_up, on_down, dial_all, on_removed
         self._links: dict[str, _Link] = {}
         self._dialling: dict[str, trio.CancelScope] = {}
         self._callbacks: dict[str, OnMessage] = {}
@@ -212,6 +223,8 @@ class PeerLinks:
                         stream = await dial(self._me, member, address, peer.CONTROL, self._directory)
                     except (PeerUnreachable, PeerRefused) as error:
                         self.counts["dial_failed"] += 1
+                        if isinstance(error, PeerRemovedUs):
+                            self._on_removed()
                         if str(error) != complaint:  # once per reason, not once per attempt
                             complaint = str(error)
                             log.warning("%s", complaint, extra=fields(member=member, address=address_text(*address)))

@@ -41,6 +41,8 @@ from raftmft.wire.peer import CERTIFICATE_LIMIT, MOST_ENDORSEMENTS, SIGNATURE_LI
 
 LONG_AWAY = ("one that it followed has expired, so this member was away for too long: remove it and let this host join "
              "again, into a new data directory")
+WAS_REMOVED = "its member was removed from this cluster"
+"""The objection of which the peer is told in a way that it acts upon (hello.py)."""
 _CONTEXT = b"raftmft certificate succession v1\0"
 _LABEL = "RAFTMFT ENDORSEMENT"
 _BLOCK = re.compile(f"-----BEGIN {_LABEL}-----\n(.*?)-----END {_LABEL}-----".encode(), re.DOTALL)

@@ -148,7 +148,7 @@ class Node:
         self.view.listen_to(self.gossip, self._load, lambda member: self.links.hears(member))
         self.links = PeerLinks(me, self.roster.peer_addresses, self.roster.directory,
                                on_up=self._link_up, on_down=self._link_down,
-                               dial_all=lambda: self.address.is_stale())
+                               dial_all=lambda: self.address.is_stale(), on_removed=self.removed.set)
         self.links.on_message(RAFT, self.driver.receive)
         self.links.on_message(INTRODUCTION, self.roster.introduced)
         self.divergence = Divergence(self.me, self.state, self.driver, self.links)

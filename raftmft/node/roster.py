@@ -21,7 +21,7 @@ import msgpack
 
 from raftmft.cluster.certificates import fingerprint as fingerprint_of
 from raftmft.cluster.renewing import utc
-from raftmft.cluster.succession import objection
+from raftmft.cluster.succession import WAS_REMOVED, objection
 from raftmft.core import commands as c
 from raftmft.core.certificates import LISTED
 from raftmft.core.commands import MemberSpec
@@ -136,6 +136,8 @@ class Roster:
     # --- within ---------------------------------------------------------------------------------------
     def _objection(self, member: str, certificate: bytes, chain: Chain, told: dict[str, Contact]) -> str:
         machine = self._state.machine
+        if machine.members.get(member) is None and any(row.member == member for row in machine.certificates.list()):
+            return WAS_REMOVED
 
         def standing(fingerprint: str) -> bool | None:
             row = machine.certificates.get(fingerprint)

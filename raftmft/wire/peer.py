@@ -71,14 +71,15 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The answer to a Hello. `refusal` is "" when the link may begin, else one line that says why not. On LINEAGE it
-    has the answerer's chain.
+    """The answer to a Hello. `refusal` is "" when the link may begin, else one line that says why not; `is_removed`
+    says that it is because the dialler's member was removed from the cluster. On LINEAGE it has the answerer's chain.
     """
 
     version: int
     member: str
     refusal: str = ""
     chain: Chain = ()
+    is_removed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,14 +156,16 @@ def decode_hello(value: Any) -> Hello:
 def encode_welcome(welcome: Welcome) -> bytes:
     """The frame of a Welcome; the refusal is cut to TEXT_LIMIT."""
     return frames.encode({"raftmft": welcome.version, "member": welcome.member, "refusal": _cut(welcome.refusal),
-                          "chain": welcome.chain})
+                          "chain": welcome.chain, "removed": welcome.is_removed})
 
 
 def decode_welcome(value: Any) -> Welcome:
     """A Welcome."""
-    fields = _fields(value, "raftmft", "member", "refusal", "chain")
+    fields = _fields(value, "raftmft", "member", "refusal", "chain", "removed")
+    if type(fields["removed"]) is not bool:
+        raise FrameError("a welcome that does not say whether the dialler was removed")
     return Welcome(_number(fields["raftmft"]), _text(fields["member"], NAME_LIMIT),
-                   _text(fields["refusal"], TEXT_LIMIT * 4, empty=True), _chain(fields["chain"]))
+                   _text(fields["refusal"], TEXT_LIMIT * 4, empty=True), _chain(fields["chain"]), fields["removed"])
 
 
 def encode_control(kind: str, body: bytes | bytearray | memoryview) -> bytes:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 
 import pytest
 import trio
 from peer_nodes import cluster_of, make_self, until
 
 from raftmft.cluster import hello, links, turns
-from raftmft.cluster.hello import PeerUnreachable
+from raftmft.cluster.hello import PeerRefused, PeerRemovedUs, PeerUnreachable
 from raftmft.cluster.links import RequestFailed, RequestLost
+from raftmft.cluster.succession import WAS_REMOVED
 from raftmft.core.errors import RaftmftError
 from raftmft.wire import peer
 from raftmft.wire.frames import FrameError
@@ -152,6 +154,34 @@ async def test_who_is_shut_out_hears_so_though_others_were_to_dial_it(tmp_path, 
         await until(lambda: n1.links.counts["dial_failed"] >= failed + 10)
         assert trio.current_time() - began > 0.5, "attempts become rare"
         assert caplog.text.count("your certificate is not listed") == 2, "and are told once"
+
+
+@pytest.mark.parametrize("objection", [WAS_REMOVED, "none that is listed here vouches for it"])
+async def test_who_was_removed_and_missed_that_hears_it_from_whoever_knows(tmp_path, objection):
+    """It is cut off by the entry that removes it, so that it may never learn that this was committed."""
+    async with cluster_of(tmp_path, "n1", "n2") as cluster:
+        n1, n2 = cluster.nodes.values()
+        heard = []
+        n2.links._on_removed = lambda: heard.append(n2.links.counts["dial_failed"])
+        known, listed = n2.others(), dict(cluster.directory)
+        n2.links._addresses, n2.links._directory = lambda: known, lambda: listed  # what it knew last
+        n1.listener._me = replace(n1.me, judge=lambda member, certificate, chain: objection)
+        del cluster.directory[n2.fingerprint]
+        n1.links.refresh()
+        await until(lambda: n2.links.counts["dial_failed"] >= 2)
+        assert bool(heard) == (objection == WAS_REMOVED)
+
+
+async def test_nobody_believes_that_it_was_removed_who_has_not_proven_who_it_is(tmp_path):
+    async with cluster_of(tmp_path, "n1") as cluster:
+        n1 = cluster.nodes["n1"]
+        guest, _ = make_self(tmp_path / "guest", "n9", cluster.authority)
+        n1.listener._me = replace(n1.me, judge=lambda member, certificate, chain: WAS_REMOVED)
+        with pytest.raises(PeerRefused) as refused:
+            await hello.dial(guest, "n1", n1.address, peer.CONTROL, dict)  # lists nobody, so it asks who that is
+        assert not isinstance(refused.value, PeerRemovedUs)
+        with pytest.raises(PeerRemovedUs):
+            await hello.dial(guest, "n1", n1.address, peer.CONTROL, lambda: {n1.fingerprint: "n1"})
 
 
 async def test_a_peer_that_falls_silent_is_noticed_within_3_seconds(tmp_path):

@@ -10,7 +10,7 @@ import msgpack
 import pytest
 
 from raftmft.cluster import certificates as certs
-from raftmft.cluster.succession import chain_of, succeed
+from raftmft.cluster.succession import WAS_REMOVED, chain_of, succeed
 from raftmft.core import commands as c
 from raftmft.core.machine import Entry
 from raftmft.node.datadir import Seed
@@ -60,6 +60,17 @@ def test_a_change_of_the_list_is_told_with_who_went(world: World) -> None:
     world.ok(c.MemberRemove("id-n4"))
     assert "4" * 64 not in world.roster.directory() and world.gone[-1] == {"id-n4"}
     assert not world.roster.is_removed
+
+
+def test_who_was_removed_is_told_so_by_whatever_certificate_and_nobody_else_is(world: World) -> None:
+    line = Line(world, 2)
+    assert line.show() == ""
+    stranger = certs.issue_member(AUTHORITY, "id-n9", now=NOW)
+    world.ok(c.CertRevoke(line.fingerprints[0]))
+    assert line.show() not in ("", WAS_REMOVED), "revoked is not removed"
+    world.ok(c.MemberRemove(line.member))
+    assert line.show(0) == line.show(1) == WAS_REMOVED
+    assert "none that is listed" in world.roster.endorsed("id-n9", certs.der_of_pem(stranger.certificate), ())
 
 
 def test_a_revoked_certificate_is_gone_though_its_member_stays(world: World) -> None:

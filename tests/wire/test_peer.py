@@ -47,13 +47,19 @@ def test_wrong_chains(chain):
     with pytest.raises(FrameError):
         peer.decode_hello({"raftmft": 1, "cluster": "c", "channel": "control", "member": "m", "chain": chain})
     with pytest.raises(FrameError):
-        peer.decode_welcome({"raftmft": 1, "member": "m", "refusal": "", "chain": chain})
+        peer.decode_welcome({"raftmft": 1, "member": "m", "refusal": "", "chain": chain, "removed": False})
 
 
-@given(st.integers(0, 1 << 31), names, st.text(max_size=2000))
-def test_welcome_survives_and_its_refusal_is_cut(version, member, refusal):
-    welcome = peer.decode_welcome(one(peer.encode_welcome(peer.Welcome(version, member, refusal))))
-    assert (welcome.version, welcome.member) == (version, member)
+@pytest.mark.parametrize("removed", [None, 0, 1, "", b"", []])
+def test_a_welcome_says_clearly_whether_the_dialler_was_removed(removed):
+    with pytest.raises(FrameError):
+        peer.decode_welcome({"raftmft": 1, "member": "m", "refusal": "x", "chain": [], "removed": removed})
+
+
+@given(st.integers(0, 1 << 31), names, st.text(max_size=2000), st.booleans())
+def test_welcome_survives_and_its_refusal_is_cut(version, member, refusal, removed):
+    welcome = peer.decode_welcome(one(peer.encode_welcome(peer.Welcome(version, member, refusal, (), removed))))
+    assert (welcome.version, welcome.member, welcome.is_removed) == (version, member, removed)
     assert len(welcome.refusal) <= peer.TEXT_LIMIT
     assert welcome.refusal == refusal or len(refusal) > peer.TEXT_LIMIT
     assert bool(welcome.refusal) == bool(refusal)
@@ -122,7 +128,7 @@ def test_wrong_bulk_headers(value):
 def test_what_a_later_version_may_say_is_taken():
     later = {"raftmft": 2, "cluster": "c", "channel": "bulk", "member": "m", "chain": [], "colour": [1]}
     assert peer.decode_hello(later) == peer.Hello(2, "c", "bulk", "m")
-    later = {"raftmft": 2, "member": "m", "refusal": "", "chain": [], "colour": [1]}
+    later = {"raftmft": 2, "member": "m", "refusal": "", "chain": [], "removed": False, "colour": [1]}
     assert peer.decode_welcome(later) == peer.Welcome(2, "m")
     for detail, length in ((b"x" * 32, 0), ({"a": 1}, 5), (None, peer.BULK_BODY_LIMIT)):
         assert peer.decode_bulk(msgpack.packb([9, 7, detail]), length) == peer.Unknown(7)
