@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -93,6 +94,7 @@ class SimDisk:
 def tear(disk: SimDisk, batch: Batch, part: float) -> None:
     """The process ends while it puts `batch`: `part` of its bytes were written. A new segment is there whole or not."""
     if not batch.fresh:
-        disk.files[batch.segment.path].append(batch.data[: int(len(batch.data) * part)])
+        with suppress(OSError):  # a full disk: nobody is left to hear of it
+            disk.files[batch.segment.path].append(batch.data[: int(len(batch.data) * part)])
     elif part >= 0.5:
         disk.create(batch.segment.path, batch.data)
