@@ -1,8 +1,8 @@
 """What does a linearizable read cost, alone and among 100, beside etcd's?
 
-raftmft: a barrier (a no-op in the log that all readers share who came before it; raft/barriers.py) and then one look
-into the local state, as a stat has it. etcd: a get, which is linearizable by default (a read-index round). Both over
-the same HTTP client and in rounds as in commit_etcd.py, through the leader's member and through a follower's.
+raftmft: a barrier (a round of confirmations that all readers share who came before it; raft/readindex.py) and then one
+look into the local state, as a stat has it. etcd: a get, which is linearizable by default (a read-index round). Both
+over the same HTTP client and in rounds as in commit_etcd.py, through the leader's member and through a follower's.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class BansApi:
         ]
 
     async def _list(self, _: Call) -> Any:
-        await self._epoch.barrier()
+        await self._epoch.barrier(timed=True)
         return {"bans": [_shown(ban) for ban in self._state.machine.bans.list()]}
 
     async def _add(self, call: Call) -> Any:
@@ -52,7 +52,7 @@ class BansApi:
         until_ms = 0
         if "ttl_s" in body:
             # The barrier brings the leader's time, by which the ban will end.
-            await self._epoch.barrier()
+            await self._epoch.barrier(timed=True)
             until_ms = self._state.machine.now_ms + body["ttl_s"] * 1000
         return await self._epoch.value(BanAdd(str(network), until_ms, body.get("reason", ""), call.actor))
 

@@ -92,6 +92,8 @@ class Epoch:
         """As `execute`, and the outcome's value; raises Rejected."""
         return value_of(await self.execute(command, timeout_s=timeout_s))
 
-    async def barrier(self) -> None:
-        """Returns when the local state holds all that was acknowledged anywhere before the call."""
-        await self._driver.barrier(timeout_s=OPERATION_LIMIT_S)
+    async def barrier(self, *, timed: bool = False) -> None:
+        """Returns when the local state holds all that was acknowledged anywhere before the call; and the cluster's
+        present time, if `timed`.
+        """
+        await self._driver.barrier(timeout_s=OPERATION_LIMIT_S, timed=timed)

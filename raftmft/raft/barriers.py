@@ -1,8 +1,9 @@
 """Reads that wait until the local state holds all that was acknowledged anywhere before they came.
 
-A read may go on once a no-op that was proposed *after it came* is applied here: whatever was acknowledged before stands
-in front of that no-op in the log. One no-op serves everyone who came before it was proposed; who comes later waits for
-the next. Synchronous: the driver and the simulation propose the no-op, and say here what became of it.
+A read may go on once a round that began *after it came* has passed: a question to the leader (readindex.py), or a no-op
+in the log that is applied here: whatever was acknowledged before stands in front of it. One round serves everyone who
+came before it began; who comes later waits for the next. Synchronous: the driver and the simulation make the rounds,
+and say here what became of them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from raftmft.core.errors import NotApplied
 
 ROUND_S = 1.0
-"""A no-op that is not confirmed in this time is proposed again."""
+"""A round that has not passed in this time is begun again."""
 PAUSE_S = 0.02
 """Between a round that failed and the next."""
 MAX_WAITERS = 16384
@@ -46,16 +47,16 @@ class Barriers:
         return waiter
 
     def begin(self) -> list[Waiter]:
-        """Those whom a no-op proposed from now on will serve; empty if none is needed. One round at a time."""
+        """Those whom a round that begins now will serve; empty if none is needed. One round at a time."""
         round_, self._waiting = [waiter for waiter in self._waiting if not waiter.gone], []
         return round_
 
     def passed(self, round_: list[Waiter], index: int) -> None:
-        """The round's no-op is applied here, at `index`."""
+        """All that was acknowledged before the round began stands at or before `index`, and is applied here."""
         for waiter in round_:
             waiter.index = index
             waiter._notify()
 
     def failed(self, round_: list[Waiter]) -> None:
-        """The round's no-op was not confirmed: they wait for the next one."""
+        """The round came to nothing: they wait for the next one."""
         self._waiting += round_

@@ -10,7 +10,7 @@ After a failed write, fsync or apply the driver raises and nothing is acknowledg
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import TypeVar
 
@@ -47,10 +47,11 @@ class RaftDriver:
 
     def __init__(self, replica: Replica, send: Callable[[str, bytes], bool]) -> None:
         self._replica, self._send = replica, send
-        self._wake, self._apply_wake, self._barrier_wake = trio.Event(), trio.Event(), trio.Event()
+        self._wake, self._apply_wake = trio.Event(), trio.Event()
         self._fatal: BaseException | None = None
         self._stopped = self._syncing = False
-        self._barriers = Barriers()
+        self._barriers, self._timed_barriers = Barriers(), Barriers()
+        self._barrier_wakes = {self._barriers: trio.Event(), self._timed_barriers: trio.Event()}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serves until cancelled, or raises what stopped it. A sync under way is finished first. Then the journal is
@@ -62,7 +63,8 @@ class RaftDriver:
                 nursery.start_soon(self._expire)
                 nursery.start_soon(self._apply_beside_sync)
                 nursery.start_soon(self._keep_time)
-                nursery.start_soon(self._run_barriers)
+                nursery.start_soon(self._run_barriers, self._barriers, self._ask_leader)
+                nursery.start_soon(self._run_barriers, self._timed_barriers, self._pass_log)
                 task_status.started()
                 await self._rounds(thread)
                 nursery.cancel_scope.cancel()
@@ -156,16 +158,19 @@ class RaftDriver:
             self._wake.set()
             await trio.sleep(HAND_OVER_AGAIN_S)
 
-    async def barrier(self, *, timeout_s: float) -> int:
-        """Returns an index once the local state holds everything that was acknowledged anywhere before the call.
+    async def barrier(self, *, timeout_s: float, timed: bool = False) -> int:
+        """Returns an index once the local state holds everything that was acknowledged anywhere before the call; if
+        `timed`, also the cluster's present time.
 
-        One no-op in the log serves everyone who called before it was proposed. Raises NoQuorum after `timeout_s`.
+        One round serves everyone who called before it began: a question to the leader (readindex.py), or, if `timed`,
+        a no-op in the log. Raises NoQuorum after `timeout_s`.
         """
         if self._stopped or self._fatal is not None:
             raise NotApplied("this node stops")
         may_go_on = trio.Event()
-        waiter = self._barriers.add(may_go_on.set)
-        self._barrier_wake.set()
+        barriers = self._timed_barriers if timed else self._barriers
+        waiter = barriers.add(may_go_on.set)
+        self._barrier_wakes[barriers].set()
         with trio.move_on_after(timeout_s):
             try:
                 await may_go_on.wait()
@@ -259,15 +264,39 @@ class RaftDriver:
         self._wake.set()
 
     # --- read barriers -----------------------------------------------------------------------------------------------
-    async def _run_barriers(self) -> None:
+    async def _run_barriers(self, barriers: Barriers, pass_round: Callable[[], Awaitable[int]]) -> None:
         while True:
-            await self._barrier_wake.wait()
-            self._barrier_wake = trio.Event()
-            while round_ := self._barriers.begin():
-                try:
-                    outcome = await self.propose(Envelope(NoOp()), timeout_s=ROUND_S)
-                except (NotApplied, OutcomeUnknown):
-                    self._barriers.failed(round_)
-                    await trio.sleep(PAUSE_S)
+            await self._barrier_wakes[barriers].wait()
+            self._barrier_wakes[barriers] = trio.Event()
+            while round_ := barriers.begin():
+                if index := await pass_round():
+                    barriers.passed(round_, index)
                 else:
-                    self._barriers.passed(round_, outcome.index)
+                    barriers.failed(round_)
+                    await trio.sleep(PAUSE_S)
+
+    async def _pass_log(self) -> int:
+        """The index of a no-op that is applied here; 0 if that cannot be known within ROUND_S."""
+        try:
+            return (await self.propose(Envelope(NoOp()), timeout_s=ROUND_S)).index
+        except (NotApplied, OutcomeUnknown):
+            return 0
+
+    async def _ask_leader(self) -> int:
+        """What ReadIndex.ask tells; 0 after ROUND_S."""
+        answered, index = trio.Event(), 0
+
+        def told(through: int) -> None:
+            nonlocal index
+            index = through
+            answered.set()
+
+        reads = self._replica.reads
+        self._guard(lambda: reads.ask(told))
+        self._wake.set()
+        with trio.move_on_after(ROUND_S):
+            try:
+                await answered.wait()
+            finally:
+                reads.forget()
+        return index

@@ -188,6 +188,8 @@ class Engine(Elections):
         progress, last = self.progress.get(node.id), self.journal.last_index
         if progress is None:
             return True  # it was taken out of the configuration meanwhile
+        if not message.ok and message.prev_index > last:
+            return True  # it answers what this member said when it led an earlier term
         if message.next_index > last + 1 or message.prev_index > last or (not message.ok and message.prev_index == 1):
             return False  # every log begins with the same entry 1
         self._SyncObj__lastResponseTime[node] = patches.monotonic()

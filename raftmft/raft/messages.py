@@ -7,6 +7,7 @@ makes, bounded in every dimension, and raises FrameError for all else.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any
@@ -129,8 +130,43 @@ class SnapshotOffer:
     root: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class ReadIndexRequest:
+    """Asks the leader of `term` how far the sender must have applied to read. For this and the three below see
+    readindex.py.
+    """
+
+    term: int
+    question: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadIndexReply:
+    """Through `index`; 0 if the receiver of that question does not lead, or not any more."""
+
+    term: int
+    question: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Confirm:
+    """The leader of `term` asks whether the term is still the receiver's."""
+
+    term: int
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """The sender's term when the Confirm of that `round` came."""
+
+    term: int
+    round: int
+
+
 Message = (AppendEntries | AppendReply | RequestVote | Vote | Forward | ForwardReply | TimeoutNow | PreVote
-           | PreVoteReply | SnapshotOffer)
+           | PreVoteReply | SnapshotOffer | ReadIndexRequest | ReadIndexReply | Confirm | Confirmed)
 
 
 def encode(message: Message) -> bytes:
@@ -161,6 +197,14 @@ def encode(message: Message) -> bytes:
         fields = [9, message.term, message.round, message.last_index, message.last_term]
     elif type(message) is PreVoteReply:
         fields = [10, message.term, message.round, message.granted]
+    elif type(message) is ReadIndexRequest:
+        fields = [11, message.term, message.question]
+    elif type(message) is ReadIndexReply:
+        fields = [12, message.term, message.question, message.index]
+    elif type(message) is Confirm:
+        fields = [13, message.term, message.round]
+    elif type(message) is Confirmed:
+        fields = [14, message.term, message.round]
     else:
         assert type(message) is ForwardReply
         fields = [6, message.term, message.placed]
@@ -274,6 +318,11 @@ def _snapshot_offer(term: int, index: Any, index_term: Any, root: Any) -> Messag
     return SnapshotOffer(term, _number(index, 1), index_term, root)
 
 
+def _numbers(kind: Callable[..., Message]) -> Callable[..., Message]:
+    """A decoder of a message that has only numbers."""
+    return lambda term, *values: kind(term, *map(_number, values))
+
+
 _DECODERS: dict[int, tuple[int, Any]] = {
     1: (5, _append_entries),
     2: (4, _append_reply),
@@ -285,5 +334,9 @@ _DECODERS: dict[int, tuple[int, Any]] = {
     8: (3, _snapshot_offer),
     9: (3, _pre_vote),
     10: (2, _pre_vote_reply),
+    11: (1, _numbers(ReadIndexRequest)),
+    12: (2, _numbers(ReadIndexReply)),
+    13: (1, _numbers(Confirm)),
+    14: (1, _numbers(Confirmed)),
 }
 """kind -> (fields after the term, decoder). Numbers on the wire are never reused."""

@@ -41,6 +41,7 @@ from raftmft.raft.messages import (
     decode,
 )
 from raftmft.raft.proposals import Proposal, ProposalTable
+from raftmft.raft.readindex import ReadIndex, ReadMessage
 from raftmft.raft.segment import ANEW
 from raftmft.raft.timing import Timing
 from raftmft.raft.transport import Outgoing
@@ -99,7 +100,8 @@ class Replica:
         self.member, self.journal, self.machine = member, journal, machine
         self.table = ProposalTable()
         self.engine = Engine(member, list(founders), journal, timing or Timing(), rng,
-                             on_append=self._take_commands, on_uncertain=self.table.uncertain)
+                             on_append=self._take_commands, on_uncertain=self._uncertain)
+        self.reads = ReadIndex(self.engine, rng.getrandbits(48))
         if machine.applied > journal.last_index:
             raise CorruptFile(
                 f"{journal.path} ends at entry {journal.last_index} but the state holds entry {machine.applied}: the "
@@ -211,6 +213,8 @@ class Replica:
         elif type(message) is ForwardReply:
             for request, index in message.placed:
                 self.table.answered(request, index, message.term, self.engine.applied())
+        elif isinstance(message, ReadMessage) and not self.reads.receive(member, message):
+            self._drop(member, "it confirms a term that this member leads")
         return True
 
     def _drop(self, member: str, reason: str) -> None:
@@ -239,8 +243,14 @@ class Replica:
         self.journal.close()
 
     # --- commands --------------------------------------------------------------------------------------------------
+    def _uncertain(self, first: int | None) -> None:
+        self.table.uncertain(first)
+        if first is None:
+            self.reads.lost()
+
     def _take_commands(self) -> None:
-        """The end of a tick: the leader adds queued commands to the log, a follower forwards them."""
+        """The end of a tick: the leader adds queued commands to the log, a follower forwards them; questions go out."""
+        self.reads.tick()
         engine, leader = self.engine, self.engine.leader()
         if engine.state() == LEADER:
             self._append_commands()
@@ -358,6 +368,7 @@ class Replica:
                 self._apply_count = min(MAX_APPLY, self._apply_count * 2)
             if now - started > APPLY_SLICE_S:
                 break
+        self.reads.applied()
         return self.can_apply()
 
     def _apply_entries(self, log: list[LogEntry]) -> None:

@@ -92,7 +92,7 @@ def test_two_and_a_witness_lose_one_and_write_on(hosts: Hosts) -> None:
 
     set_mode("active")
     wait_for("three copies", lambda: holders() == {"a", "b", "w"}, 40)
-    assert status(hosts, a)["can_lose"]["disks"] == 2
+    wait_for("status to count them", lambda: status(hosts, a)["can_lose"]["disks"] == 2)
     set_mode("witness")
     wait_for("two to count", lambda: hosts.json(a, "file", "show", "/ann/through the witness")["replicas"] == 2)
     put(w, "last", b"x")

@@ -11,7 +11,16 @@ import trio
 from raftmft.core.commands import CommandId, Envelope, NoOp
 from raftmft.core.errors import NoQuorum, NotApplied, OutcomeUnknown
 from raftmft.raft.journal import JournalFailed
-from raftmft.raft.messages import AppendEntries, AppendReply, Forward, ForwardReply, decode
+from raftmft.raft.messages import (
+    AppendEntries,
+    AppendReply,
+    Confirm,
+    Confirmed,
+    Forward,
+    ForwardReply,
+    ReadIndexReply,
+    decode,
+)
 from tests.raft.cluster import Host, LiveCluster, until
 from tests.sim.disk import SimDisk
 
@@ -132,14 +141,30 @@ async def test_a_link_that_takes_nothing_means_not_applied(cluster: LiveCluster)
     driver._send = real
 
 
-async def test_a_barrier_sees_everything_acknowledged_before_it(cluster: LiveCluster) -> None:
+@pytest.mark.parametrize("timed", [False, True])
+async def test_a_barrier_sees_everything_acknowledged_before_it(cluster: LiveCluster, timed: bool) -> None:
     leader = await cluster.leader()
     follower = follower_of(cluster, leader)
     assert leader.driver and follower.driver
     for seq in range(1, 30):
         outcome = await leader.driver.propose(command(b"%d" % seq, seq), timeout_s=5)
-        index = await follower.driver.barrier(timeout_s=5)
-        assert index > outcome.index and b"%d" % seq in follower.machine.payloads
+        index = await follower.driver.barrier(timeout_s=5, timed=timed)
+        assert index >= outcome.index + timed and b"%d" % seq in follower.machine.payloads
+
+
+async def test_reads_leave_the_log_and_the_disk_alone(cluster: LiveCluster) -> None:
+    leader = await cluster.leader()
+    assert leader.driver
+    await leader.driver.propose(command(b"x", 1), timeout_s=5)
+    for host in cluster.hosts.values():
+        assert host.driver
+        await host.driver.barrier(timeout_s=5)
+    ends = [host.driver._replica.journal.bytes_written for host in cluster.hosts.values() if host.driver]
+    for host in cluster.hosts.values():
+        assert host.driver
+        for _ in range(20):
+            await host.driver.barrier(timeout_s=5)
+    assert ends == [host.driver._replica.journal.bytes_written for host in cluster.hosts.values() if host.driver]
 
 
 async def test_barriers_are_coalesced(cluster: LiveCluster) -> None:
@@ -149,7 +174,7 @@ async def test_barriers_are_coalesced(cluster: LiveCluster) -> None:
     before = driver.status().last_index
 
     async def read() -> None:
-        results.append(await driver.barrier(timeout_s=5))
+        results.append(await driver.barrier(timeout_s=5, timed=True))
 
     async with trio.open_nursery() as nursery:
         for _ in range(200):
@@ -165,27 +190,53 @@ async def test_a_caller_that_comes_during_a_barrier_waits_for_the_next(cluster: 
     indexes: list[int] = []
 
     async def read() -> None:
-        indexes.append(await driver.barrier(timeout_s=5))
+        indexes.append(await driver.barrier(timeout_s=5, timed=True))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(read)
         await until(lambda: driver._replica.table.any_placed())
         nursery.start_soon(read)
-        await until(lambda: len(driver._barriers) == 1)
+        await until(lambda: len(driver._timed_barriers) == 1)
         cluster.drop = lambda source, target, body: False
     assert len(indexes) == 2 and indexes[1] > indexes[0]
 
 
-async def test_a_barrier_outlives_the_leader_it_began_with(cluster: LiveCluster) -> None:
+async def test_a_caller_that_comes_during_a_round_waits_for_the_next(cluster: LiveCluster) -> None:
+    leader = await cluster.leader()
+    assert leader.driver
+    driver, rounds, done = leader.driver, set[int](), list[int]()
+
+    def confirms(_: str, target: str, body: bytes) -> bool:
+        message = decode(body)
+        if isinstance(message, Confirm):
+            rounds.add(message.round)
+        return isinstance(message, Confirmed)
+
+    async def read() -> None:
+        done.append(await driver.barrier(timeout_s=5))
+
+    cluster.drop = confirms
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await until(lambda: bool(rounds))
+        nursery.start_soon(read)
+        await until(lambda: len(driver._barriers) == 1)
+        assert len(rounds) == 1
+        cluster.drop = lambda source, target, body: confirms(source, target, body) and False
+    assert len(done) == 2 and len(rounds) == 2
+
+
+@pytest.mark.parametrize("timed", [False, True])
+async def test_a_barrier_outlives_the_leader_it_began_with(cluster: LiveCluster, timed: bool) -> None:
     leader = await cluster.leader()
     follower = follower_of(cluster, leader)
     assert follower.driver
     driver = follower.driver
     await until(lambda: driver.status().leader == leader.name)
-    cluster.drop = lambda source, target, body: isinstance(decode(body), Forward)
+    cluster.drop = lambda source, target, body: isinstance(decode(body), Forward | ReadIndexReply)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(partial(driver.barrier, timeout_s=8))
-        await until(lambda: bool(driver._replica.table._forwarded))
+        nursery.start_soon(partial(driver.barrier, timeout_s=8, timed=timed))
+        await until(lambda: bool(driver._replica.table._forwarded) if timed else driver._replica.reads._sent)
         cluster.drop = lambda source, target, body: False
         await leader.stop()
 
@@ -197,11 +248,12 @@ async def test_a_cancelled_caller_leaves_nothing_behind(cluster: LiveCluster) ->
     cluster.cut = {leader.name}
     with trio.move_on_after(0.05):
         await driver.propose(command(b"x", 1), timeout_s=5)
-    with trio.move_on_after(0.05):
-        await driver.barrier(timeout_s=5)
+    for timed in (False, True):
+        with trio.move_on_after(0.05):
+            await driver.barrier(timeout_s=5, timed=timed)
     cluster.cut = set()
-    await until(lambda: len(driver._replica.table) == 0 and not driver._barriers)
-    assert not driver._replica.table.any_placed()
+    await until(lambda: len(driver._replica.table) == 0 and not driver._barriers and not driver._timed_barriers)
+    assert not driver._replica.table.any_placed() and not driver._replica.reads._open
 
 
 async def test_a_failed_fsync_stops_the_node_and_nothing_is_acknowledged(

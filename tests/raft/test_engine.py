@@ -25,12 +25,16 @@ from raftmft.raft.messages import (
     MAX_BATCH_BYTES,
     AppendEntries,
     AppendReply,
+    Confirm,
+    Confirmed,
     Forward,
     ForwardReply,
     LogEntry,
     Message,
     PreVote,
     PreVoteReply,
+    ReadIndexReply,
+    ReadIndexRequest,
     RequestVote,
     SnapshotOffer,
     Vote,
@@ -362,17 +366,21 @@ def test_acknowledgements_count_in_their_own_term_and_within_the_log(bench: Benc
     bench.tell("c", AppendReply(term, True, last, last + 50))
     bench.tick()
     assert bench.engine.commit_index() == last and bench.replica.status().dropped_messages == 1
+    bench.tell("c", AppendReply(term, False, last + 70, last + 70))
+    assert bench.replica.status().dropped_messages == 1, "an honest answer to what it said as leader of an old term"
     bench.tell("c", AppendReply(term, True, last, last + 2))
     bench.tick()
     assert bench.engine.commit_index() == last + 1
 
 
-@pytest.mark.parametrize("kind", range(6))
+@pytest.mark.parametrize("kind", range(10))
 def test_a_higher_term_in_any_message_deposes_a_leader(bench: Bench, kind: int) -> None:
     bench.lead()
     term = bench.engine.term() + 3
     message: Message = (AppendEntries(term, 1, 1, 0, []), AppendReply(term, False, 1, 1), RequestVote(term, 1, 0, True),
-                        Vote(term), Forward(term, 1, [(1, b"x")]), ForwardReply(term, [(1, 2)]))[kind]
+                        Vote(term), Forward(term, 1, [(1, b"x")]), ForwardReply(term, [(1, 2)]),
+                        ReadIndexRequest(term, 1), ReadIndexReply(term, 1, 1), Confirm(term, 1),
+                        Confirmed(term, 1))[kind]
     bench.tell("c", message)
     assert bench.engine.state() == FOLLOWER and bench.engine.term() == term
     assert Journal("j", disk=bench.disk).getCurrentTerm() == term

@@ -18,6 +18,10 @@ THINK_S = 0.25
 WRITES = 0.55
 BURSTS = 0.04
 BURST = (10, 40)
+ECHOES = 0.2
+"""How often somebody else, anywhere, reads at once what was just acknowledged: a read that is served by a round which
+began earlier shows then.
+"""
 MOVES = 0.05
 """How often a client goes to another member of its own accord."""
 
@@ -102,14 +106,20 @@ class Clients:
             cluster.note(f"{who}@{member.name} writes {number} to {key}: "
                          f"{result if isinstance(result, Outcome) else type(result).__name__}")
             then(returned != NEVER)
+            if returned != NEVER and not self.stopped and cluster.rng.random() < ECHOES:
+                self._echo(key)
 
         member.frontend.execute(cluster.make_state.write(key, number), done)
 
-    def read(self, member: Member, who: str, then: Callable[[bool], None]) -> None:
-        """One read behind the barrier; `then(answered)` at its end."""
+    def _echo(self, key: int) -> None:
+        if hosts := self.ready_hosts():
+            self.read(self.cluster.rng.choice(hosts), "echo", lambda _: None, key)
+
+    def read(self, member: Member, who: str, then: Callable[[bool], None], key: int | None = None) -> None:
+        """One read behind the barrier, of any register if no `key` is given; `then(answered)` at its end."""
         cluster = self.cluster
         assert member.frontend is not None
-        key, called = self._key(), cluster.now
+        key, called = self._key() if key is None else key, cluster.now
         self.open += 1
 
         def done(value: int | None) -> None:

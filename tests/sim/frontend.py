@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 OPERATION_LIMIT_S = 4.5
 BOOT_ATTEMPT_S = 5.0
+TIMED = 0.5
+"""How often a read wants the cluster's time, too, and so an entry in the log."""
 
 Done = Callable[[Outcome | RaftmftError | None, CommandId | None], None]
 """Told how it ended, and under which id. None: the process died."""
@@ -35,8 +37,8 @@ class Frontend:
         self.member, self.cluster = member, member.cluster
         self._boots = 0
         self._numbers: Numbers | None = None
-        self._barriers = Barriers()
-        self._round_under_way = False
+        self._barriers, self._timed_barriers = Barriers(), Barriers()
+        self._under_way = set[Barriers]()
         self._open: dict[object, Callable[[], None]] = {}
         self._boot()
 
@@ -136,28 +138,54 @@ class Frontend:
                 waiter.gone = True
                 done(None)
 
+        timed = self.cluster.rng.random() < TIMED
+        barriers = self._timed_barriers if timed else self._barriers
         try:
-            waiter = self._barriers.add(may_go_on)
+            waiter = barriers.add(may_go_on)
         except NotApplied:
             done(None)
             return
         self._open[token] = lambda: done(None)
         self.member.later(OPERATION_LIMIT_S, too_late)
-        self._begin_round()
+        self._begin_round(barriers)
 
-    def _begin_round(self) -> None:
-        if self._round_under_way:
+    def _begin_round(self, barriers: Barriers) -> None:
+        """As RaftDriver: a question to the leader, or a no-op in the log."""
+        if barriers in self._under_way:
             return
-        if round_ := self._barriers.begin():
-            self._round_under_way = True
+        if round_ := barriers.begin():
+            self._under_way.add(barriers)
 
-            def ended(result: Outcome | RaftmftError) -> None:
-                self._round_under_way = False
-                if isinstance(result, Outcome):
-                    self._barriers.passed(round_, result.index)
-                    self._begin_round()
+            def ended(index: int) -> None:
+                self._under_way.remove(barriers)
+                if index:
+                    barriers.passed(round_, index)
+                    self._begin_round(barriers)
                 else:
-                    self._barriers.failed(round_)
-                    self.member.later(PAUSE_S, self._begin_round)
+                    barriers.failed(round_)
+                    self.member.later(PAUSE_S, lambda: self._begin_round(barriers))
 
-            self._propose(Envelope(NoOp()), ROUND_S, ended)
+            if barriers is self._timed_barriers:
+                self._propose(Envelope(NoOp()), ROUND_S,
+                              lambda result: ended(result.index if isinstance(result, Outcome) else 0))
+            else:
+                self._ask_leader(ended)
+
+    def _ask_leader(self, ended: Callable[[int], None]) -> None:
+        assert self.member.replica is not None
+        reads, is_open = self.member.replica.reads, True
+
+        def told(index: int) -> None:
+            nonlocal is_open
+            if is_open:
+                is_open = False
+                ended(index)
+
+        def too_late() -> None:
+            if is_open:
+                reads.forget()
+                told(0)
+
+        reads.ask(told)
+        self.member.later(ROUND_S, too_late)
+        self.member.wake()

@@ -10,7 +10,8 @@ from tests.sim import mutate
 
 MUST_BE_THERE = {
     "ack_before_fsync", "skip_barrier", "skip_read_barrier", "forget_vote", "ignore_ack_terms", "apply_twice",
-    "unverified_tail", "uncontested_rollback", "stale_command", "noterm", "norollback", "noprevote"}
+    "unverified_tail", "uncontested_rollback", "stale_command", "noterm", "norollback", "noprevote",
+    "skip_read_round", "read_before_own_entry", "join_read_round"}
 
 
 @pytest.mark.parametrize("name", mutate.names())
