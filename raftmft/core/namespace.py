@@ -97,6 +97,15 @@ class Namespace:
         """Published entries of a directory, each with "name", by name bytes, after the name `after`."""
         return self._answer(lambda: self._list(user, path, after, limit))
 
+    def dots(self, user: str, path: Path) -> Entries | Rejection:
+        """The entries that "." and ".." stand for in a directory: its own and, but for the home, its parent's."""
+        def ask() -> Entries:
+            _, home = self._home(user)
+            spot = self.find(home, path)
+            parent = self.find(home, spot.path[:-1])
+            return [{**self._entry(inode), "name": name} for name, inode in ((b".", spot.inode), (b"..", parent.inode))]
+        return self._answer(ask)
+
     def manifests_since(self, index: int, limit: int) -> Published:
         """(publish index, file id, manifest) of present files published after Raft index `index`, oldest first.
 

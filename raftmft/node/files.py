@@ -73,7 +73,8 @@ class Files:
         machine = self._state.machine
         entries = _answer(machine.namespace.list(user, path, after, limit + 1))
         own = machine.uploads.seen_in(user, int(args["session"]), path) if args.get("own") else []
-        return {"entries": entries[:limit], "more": len(entries) > limit, "uploads": own}
+        dots = _answer(machine.namespace.dots(user, path)) if after is None else []
+        return {"entries": entries[:limit], "more": len(entries) > limit, "uploads": own, "dots": dots}
 
     async def _open(self, worker: Worker, args: dict[str, Any]) -> Any:
         value = await self._reads.open(_session(worker, args), _path(args["path"]))

@@ -158,7 +158,7 @@ class Directory:
         self.entries: list[dict[str, Any]] = list(first_page["entries"])
         self.has_more = bool(first_page["more"])
         self.last: bytes | None = self.entries[-1]["name"] if self.entries else None
-        self.is_begun = False
+        self.dots: list[dict[str, Any]] = list(first_page["dots"])
         self.own: dict[bytes, int] = dict(first_page["uploads"])
 
     def add_page(self, page: dict[str, Any]) -> None:

@@ -93,10 +93,9 @@ class Lookup:
     async def read_directory(self, directory: Directory) -> list[Row]:
         """READDIR: the dots, published names, then own unpublished ones; Answer(EOF) after that."""
         user = self._session.user_bytes
-        if not directory.is_begun:
-            directory.is_begun = True
-            dots = FileAttrs(mode=0o040755)
-            return [(dot, longname(dot, dots, user), dots) for dot in (b".", b"..")]
+        if directory.dots:
+            dots, directory.dots = [(entry["name"], attrs_of(entry)) for entry in directory.dots], []
+            return [(name, longname(name, attrs, user), attrs) for name, attrs in dots]
         if not directory.entries and directory.has_more:
             directory.add_page(await self.ask(
                 "fs.list", path=list(directory.path), after=directory.last, limit=PAGE_NAMES))

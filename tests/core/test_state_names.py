@@ -47,6 +47,21 @@ def test_bad_names_lead_nowhere(world: World, session: int, name: bytes, code: C
     assert isinstance(answer, Rejection) and answer.code == code
 
 
+def test_the_dots_are_the_directory_and_its_parent_and_the_home_is_its_own(world: World, session: int) -> None:
+    world.ok(c.SetStat(session, path("d"), c.Attrs(mode=0o711)))
+    world.ok(c.SetStat(session, path("d/e"), c.Attrs(mode=0o700)))
+    world.ok(c.Symlink(session, path("l"), b"d/e"))
+
+    def dots(of: str) -> list[tuple[bytes, int]]:
+        return [(entry["name"], entry["id"]) for entry in world.machine.namespace.dots("ann", path(of))]
+
+    home, d, e = (world.stat(name)["id"] for name in ("", "d", "d/e"))
+    assert dots("") == [(b".", home), (b"..", home)]
+    assert dots("d") == [(b".", d), (b"..", home)]
+    assert dots("d/e") == dots("l") == [(b".", e), (b"..", d)]
+    assert [entry["mode"] & 0o777 for entry in world.machine.namespace.dots("ann", path("l"))] == [0o700, 0o711]
+
+
 def test_names_are_any_other_bytes(world: World, session: int) -> None:
     for name in (b"x" * 255, b"\xff\xfe", b" ", b"...", "Übersicht".encode(), b"\n", b"\\"):
         world.ok(c.Mkdir(session, (name,)))

@@ -308,6 +308,9 @@ class FakeNode:
                        if len(key) == len(path) + 1 and list(key[:-1]) == path and key[-1] > (after or b""))
         return {"entries": [{**self._found(session, [*path, name]).entry(), "name": name} for name in names[:limit]],
                 "more": len(names) > limit,
+                "dots": [] if after is not None else [
+                    {**self._found(session, at).entry(), "name": dot}
+                    for dot, at in ((b".", path), (b"..", path[:-1]))],
                 "uploads": [[about["key"][-1], n] for n, about in sorted(self.uploads.items())
                             if own and about["session"] == session and list(about["key"][:-1]) == path]}
 

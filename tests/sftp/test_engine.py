@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from raftmft.sftp import packets as p
+from raftmft.sftp.attrs import FileAttrs, encode_attrs
 from raftmft.sftp.extended import OFFERED
 from raftmft.sftp.files import MOST_HANDLES
 from tests.sftp.fake_node import FakeNode, rss_kib, wait_for
@@ -52,6 +53,17 @@ def test_a_stream_that_cannot_be_cut_ends_the_session(node: FakeNode, junk: byte
         sftp.stdin.write(junk)
         await sftp.channel.wait_closed()
         assert sftp.channel.get_exit_status() == 1
+    run(node, test)
+
+
+def test_the_dots_come_first_and_say_what_stat_says(node: FakeNode) -> None:
+    async def test(sftp: RawSftp) -> None:
+        await sftp.call(p.MKDIR, s("deep"), encode_attrs(FileAttrs(mode=0o700)))
+        await sftp.call(p.MKDIR, s("deep/er"), encode_attrs(FileAttrs(mode=0o750)))
+        handle = await sftp.call(p.OPENDIR, s("deep/er"))
+        dots = await sftp.call(p.READDIR, s(handle))
+        assert dict(dots) == {b".": await sftp.stat("deep/er"), b"..": await sftp.stat("deep")}
+        await expect(1, "", sftp.call(p.READDIR, s(handle)))
     run(node, test)
 
 
