@@ -57,6 +57,11 @@ def test_publishes(tmp_path: Path) -> None:
     assert all(row["commits"] >= 2.0 for row in rows if row["way"] == "put")
 
 
+def test_anysize() -> None:
+    (line,) = run("bench/anysize.py", "--size-gib", "1", "--nodes", "1", "--short")
+    assert all(row["ms"] > 0 for row in json.loads(line)["rows"])
+
+
 def test_links() -> None:
     (line,) = run("bench/links.py", "--mib", "32", "--rounds", "1")
     told = json.loads(line)

@@ -215,11 +215,11 @@ class Repairer:
         if manifest.depth == 0:
             return await self._hold([i for i in manifest.id_list() if self._owned(i)])
         lacking = await self._hold(manifest.id_list())
-        for index_id in manifest.id_list():
+        for index_id in dict.fromkeys(manifest.id_list()):
             if self._holdings.find(index_id) is None:
                 continue
             try:
-                ids = split_ids(bytes(await self._fetcher.read(index_id)))
+                ids = list(dict.fromkeys(split_ids(bytes(await self._fetcher.read(index_id)))))
             except (RaftmftError, OSError) as error:
                 log.error("index chunk %s cannot be read: %s", index_id.hex()[:16], error, extra=fields(chunk=index_id))
                 lacking += 1

@@ -285,7 +285,7 @@ class Link(Command):
 @dataclass(frozen=True, slots=True)
 class CopyData(Command):
     """Copies `size` bytes from a file that the session has open to read into one of its uploads (copy-data). `content`
-    is the version that was opened; its chunks are kept until the upload ends. Value: {}.
+    is the version that was opened; its chunks are kept until the upload ends. Value: {"version": of it}.
     """
 
     session: int

@@ -24,7 +24,7 @@ class Copies:
         self._uploads, self._audit = uploads, audit
 
     def copy(self, command: CopyData) -> dict[str, Any]:
-        """The open file pins its version until now, the upload's list of sources from now on."""
+        """The open file pins its version until now, the upload's list of sources from now on: {"version": of it}."""
         who = writer(self._state, command.session)
         upload = self._uploads.live(command.upload, who.session)
         row = self._state.db.execute("SELECT inode, version, path, digest FROM opens WHERE id = ? AND session = ?",
@@ -42,7 +42,7 @@ class Copies:
             "copy", user=who.user, path=path,
             target=self._namespace.path_prefix(who.home, upload.parent) + text_of(upload.name), member=who.member,
             address=who.address, session=who.session, size=command.size, digest=digest)
-        return {}
+        return {"version": version}
 
     def _replaced(self, upload: Upload) -> int:
         """Bytes that count in the quota now and will not once the upload is published."""

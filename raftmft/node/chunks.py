@@ -82,10 +82,10 @@ class Chunks:
         """
         self._uploads[upload] = Upload(worker, oldest=placement)
 
-    def inherits(self, upload: int) -> None:
-        """The upload takes over content whose acknowledgements may be of any placement epoch."""
+    def inherits(self, upload: int, placement: int = 0) -> None:
+        """The upload takes over content that was acknowledged under this placement epoch; 0 if that is not known."""
         if (known := self._uploads.get(upload)) is not None:
-            known.oldest = 0
+            known.oldest = min(known.oldest, placement)
 
     async def covered(self, upload: int, manifest: Manifest) -> int:
         """The placement epoch under which a write quorum of the owners holds all of `manifest`, which is the upload's

@@ -152,10 +152,18 @@ class Files:
         return await self._epoch.value(c.Link(_session(worker, args), _path(args["source"]), _path(args["target"])))
 
     async def _copy(self, worker: Worker, args: dict[str, Any]) -> Any:
-        self._chunks.inherits(int(args["upload"]))
+        upload = int(args["upload"])
         await self._reads.settle(_session(worker, args))
-        return await self._epoch.value(c.CopyData(
-            _session(worker, args), int(args["upload"]), int(args["open"]), _manifest(args), int(args["bytes"])))
+        try:
+            value = await self._epoch.value(c.CopyData(
+                _session(worker, args), upload, int(args["open"]), _manifest(args), int(args["bytes"])))
+        except BaseException:
+            self._chunks.inherits(upload)
+            raise
+        # What was published under the present placement need not be asked for again, chunk by chunk.
+        placement = self._state.machine.settings.placement
+        self._chunks.inherits(upload, placement if int(value["version"]) >= placement else 0)
+        return {}
 
     async def _base(self, worker: Worker, args: dict[str, Any]) -> Any:
         """The present version of the file that an upload appends to, in the shape of fs.begin's answer."""

@@ -125,9 +125,14 @@ class SlotTable:
         count = chunk_count(size)
         if count <= INLINE_IDS:
             return Manifest(size, 0, await self._ids_to(0, count, zero_id, tail_id))
-        ids = []
+        ids: list[bytes] = []
+        hole = b""  # the id of an index chunk of nothing but holes
         for group in range(-(-count // IDS_PER_INDEX)):
             first, end = group * IDS_PER_INDEX, min(count, (group + 1) * IDS_PER_INDEX)
+            if end - first == IDS_PER_INDEX and self._is_hole(group):
+                hole = hole or await store_index(zero_id * IDS_PER_INDEX)
+                ids.append(hole)
+                continue
             if tail_id and end == count:
                 ids.append(await store_index(await self._ids_to(first, end, zero_id, tail_id)))
             else:
@@ -138,6 +143,9 @@ class SlotTable:
         """As `_ids`, the last one being `tail_id` if that is given: its slot need not be stored."""
         return await self._ids(first, end - bool(tail_id), zero_id) + tail_id
 
+    def _is_hole(self, group: int) -> bool:
+        return group * IDS_PER_INDEX >= self._base_slots and self._pages.keys().isdisjoint(_pages_of(group))
+
     async def _group(self, group: int, first: int, end: int, zero_id: bytes, store_index: Store) -> bytes:
         known = self._group_ids.get(group) if end - first == IDS_PER_INDEX else None
         if known is not None:
@@ -145,7 +153,7 @@ class SlotTable:
         base = self._base.manifest
         is_whole = end == min(first + IDS_PER_INDEX, chunk_count(base.size)) and end <= self._base_slots
         if base.depth == 1 and is_whole and not any(
-                page in self._pages for page in range(group * _PAGES_PER_GROUP, (group + 1) * _PAGES_PER_GROUP)):
+                page in self._pages for page in _pages_of(group)):
             return base.id_list()[group]
         chunk_id = await store_index(await self._ids(first, end, zero_id))
         if end - first == IDS_PER_INDEX and self.lowest_change >= end:
@@ -187,3 +195,6 @@ class SlotTable:
         self.lowest_change = min(self.lowest_change, slot)
         self._group_ids.pop(slot // IDS_PER_INDEX, None)
 
+
+def _pages_of(group: int) -> range:
+    return range(group * _PAGES_PER_GROUP, (group + 1) * _PAGES_PER_GROUP)

@@ -520,15 +520,16 @@ def test_only_appending_may_change_its_base(world: World, session: int) -> None:
 def test_a_copy_is_audited_and_keeps_its_source_until_the_upload_ends(world: World, session: int) -> None:
     world.ok(c.Mkdir(session, path("d")))
     world.publish(session, world.begin(session, "from", truncate=True)["upload"], 2 * SIZE, digest="ab")
-    opened = world.ok(c.OpenRead(session, path("from")))["open"]
+    opened = world.ok(c.OpenRead(session, path("from")))
     upload = world.begin(session, "d/to")["upload"]
     for _ in range(2):
-        assert world.ok(c.CopyData(session, upload, opened, content(2 * SIZE), SIZE)) == {}
+        told = world.ok(c.CopyData(session, upload, opened["open"], content(2 * SIZE), SIZE))
+        assert told == {"version": opened["version"]}, "what may tell under which placement it was acknowledged"
         record = world.last()
         assert (record["kind"], record["path"], record["target"], record["size"], record["digest"]) == (
             "copy", "/from", "/d/to", SIZE, "ab")
     world.ok(c.Remove(session, path("from")))
-    world.ok(c.ReadEnd(((session, opened, 5, True),)))
+    world.ok(c.ReadEnd(((session, opened["open"], 5, True),)))
     assert world.machine.uploads.sources() == [content(2 * SIZE)], "removed and closed, and still in use"
     world.publish(session, upload, 2 * SIZE)
     assert world.machine.uploads.sources() == []

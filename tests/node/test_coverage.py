@@ -13,7 +13,7 @@ from blake3 import blake3
 from raftmft.cluster.hello import PeerUnreachable
 from raftmft.core import placement
 from raftmft.core.errors import RaftmftError
-from raftmft.core.manifest import CHUNK_SIZE, Manifest
+from raftmft.core.manifest import CHUNK_SIZE, IDS_PER_INDEX, Manifest
 from raftmft.node.chunks import Chunks
 from raftmft.node.coverage import MOST_IDS, Coverage
 from raftmft.store.disk import SegmentStore
@@ -34,6 +34,7 @@ class Cluster:
         self.held: dict[str, set[bytes]] = {member: set() for member, _ in STORING}
         self.down: set[str] = set()
         self.puts: list[tuple[bytes, tuple[str, ...], int]] = []
+        self.asked: list[list[bytes]] = []
         self.epoch = 7
         links = SimpleNamespace(handle=lambda op, handler: setattr(self, "answer", handler), request=self.request)
         holdings = SimpleNamespace(find=lambda i: i if i in self.held["a"] else None, durable=self.durable)
@@ -48,6 +49,7 @@ class Cluster:
     async def request(self, member: str, op: str, args: dict[str, Any], *, timeout_s: float) -> list[bool]:
         if member in self.down:
             raise PeerUnreachable("down")
+        self.asked.append(args["ids"])
         return [chunk_id in self.held[member] for chunk_id in args["ids"]]
 
     async def read(self, chunk_id: bytes) -> bytes:
@@ -82,6 +84,24 @@ async def test_what_too_few_owners_hold_is_put_to_a_quorum() -> None:
     for chunk_id, owners, need in cluster.puts:
         assert owners == placement.owners(chunk_id, STORING, 3)
         assert need == 2 - ("a" in owners), "this member's own copy counts if it is an owner"
+
+
+async def test_a_chunk_that_stands_many_times_in_a_file_is_asked_for_once() -> None:
+    cluster = Cluster()
+    index_ids, holes = [IDS[0]] * 31 + [IDS[1]], {IDS[0]: IDS[2] * IDS_PER_INDEX, IDS[1]: IDS[2] * 8 + IDS[3]}
+    cluster.spread(IDS[:4], 3)
+    for member in cluster.held:
+        cluster.held[member] |= set(IDS[:2])
+    read: list[bytes] = []
+
+    async def read_index(chunk_id: bytes) -> bytes:
+        read.append(chunk_id)
+        return holes[chunk_id]
+
+    cluster.coverage._fetcher.read = read_index  # type: ignore[assignment]
+    await cluster.coverage.ensure(Manifest((31 * IDS_PER_INDEX + 9) * CHUNK_SIZE, 1, b"".join(index_ids)))
+    assert read == IDS[:2] and cluster.puts == []
+    assert cluster.asked and max(len(ids) for ids in cluster.asked) <= 2
 
 
 async def test_who_does_not_answer_counts_for_nothing() -> None:
@@ -129,6 +149,11 @@ async def test_an_upload_is_covered_again_when_members_changed_and_only_then() -
     chunks.inherits(1)
     chunks._uploads[1].under_way.clear()
     assert await chunks.covered(1, manifest(IDS)) == 12 and len(asked) == 3
+    # What it copies from a version published under the present placement need not be asked for, older content must.
+    chunks.inherits(1, 12)
+    assert await chunks.covered(1, manifest(IDS)) == 12 and len(asked) == 3
+    chunks.inherits(1, 11)
+    assert await chunks.covered(1, manifest(IDS)) == 12 and len(asked) == 4
 
 
 async def test_a_put_whose_copies_were_under_way_when_members_changed_is_acknowledged_again(tmp_path: Path) -> None:

@@ -48,6 +48,21 @@ class IndexStore:
         return Manifest(size, 1, b"".join(blake3(content).digest() for content in contents))
 
 
+def test_an_index_chunk_of_holes_is_stored_once() -> None:
+    async def main() -> None:
+        store, count = IndexStore(), 32 * IDS_PER_INDEX
+        table = SlotTable(Content(store, Manifest(0)))  # type: ignore[arg-type]
+        table.set(5 * IDS_PER_INDEX + 9, id_of("x"), CHUNK_SIZE)
+        table.set(count - 1, id_of("y"), CHUNK_SIZE)
+        made = await table.manifest(count * CHUNK_SIZE, ZERO, store.store)
+        assert made.problem() is None and store.stored == 3
+        ids = [ZERO] * count
+        ids[5 * IDS_PER_INDEX + 9], ids[-1] = id_of("x"), id_of("y")
+        assert made == store.reference(count * CHUNK_SIZE, ids)
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_manifests_are_those_of_pack_ids(seed: int) -> None:
     rng = random.Random(seed)
