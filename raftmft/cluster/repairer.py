@@ -212,10 +212,11 @@ class Repairer:
         """How many of the manifest's chunks should be held here and are not. What is held is durable."""
         if not self._stores():
             return 0  # a witness holds no index chunks either
-        if manifest.depth == 0:
-            return await self._hold([i for i in manifest.id_list() if self._owned(i)])
-        lacking = await self._hold(manifest.id_list())
-        for index_id in dict.fromkeys(manifest.id_list()):
+        lacking = await self._hold([i for i in manifest.data_ids() if self._owned(i)])
+        if not manifest.depth:
+            return lacking
+        lacking += await self._hold(manifest.index_ids())
+        for index_id in dict.fromkeys(manifest.index_ids()):
             if self._holdings.find(index_id) is None:
                 continue
             try:

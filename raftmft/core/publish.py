@@ -52,6 +52,8 @@ class Publisher:
 
     def _check(self, command: Publish, who: Who) -> None:
         self._uploads.check_content(command.manifest, command.placement)
+        if command.manifest.depth > 1:
+            raise Refuse(Code.INVALID, "a manifest of depth 2 is for checkpoints only")
         if len(command.digest) > MAX_DIGEST_CHARS:
             raise Refuse(Code.INVALID, f"a digest has at most {MAX_DIGEST_CHARS} characters")
         check_attrs(command.attrs, uid=who.uid, gid=who.uid)

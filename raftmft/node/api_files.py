@@ -92,23 +92,22 @@ class FilesApi:
                     for number, chunk_id in zip(numbers, ids, strict=False)]
 
         wanted = range(min(first, manifest.chunk_count), min(first + limit, manifest.chunk_count))
-        if manifest.depth == 0:
-            return data(wanted, manifest.id_list()[wanted.start:wanted.stop]), True
         everywhere = tuple(member for member, _ in placing.storing)
-        found = [_Chunk(chunk_id, None, None, everywhere) for chunk_id in manifest.id_list()]
-        at = wanted.start
-        while at < wanted.stop:
+        found = [_Chunk(chunk_id, None, None, everywhere) for chunk_id in manifest.index_ids()]
+        at, indexed = wanted.start, min(wanted.stop, manifest.indexed)
+        while at < indexed:
             index, begin = divmod(at, IDS_PER_INDEX)
             try:
                 content = bytes(await self._read_index(found[index].id))
             except RaftmftError:
                 return found, False
-            ids = split_ids(content[begin * ID_SIZE : (begin + wanted.stop - at) * ID_SIZE])
+            ids = split_ids(content[begin * ID_SIZE : (begin + indexed - at) * ID_SIZE])
             if not ids:
                 return found, False
-            found += data(range(at, wanted.stop), ids)
+            found += data(range(at, indexed), ids)
             at += len(ids)
-        return found, True
+        own = manifest.data_ids()
+        return found + data(range(at, wanted.stop), own[at - manifest.indexed :] if at < wanted.stop else []), True
 
 
 def health(chunks: Sequence[_Chunk], holders: Sequence[Sequence[str]], silent: Sequence[str]) -> str:

@@ -51,15 +51,15 @@ class Coverage:
         under the placement epoch that is returned. RaftmftError if that cannot be had; cancelled: copies may be left.
         """
         epoch, storing, replicas = self._epoch(), self._storing(), self._replicas()
-        own = list(dict.fromkeys(manifest.id_list()))  # a sparse file names few chunks, many times
-        if manifest.depth:
-            await self._ensure_all(own, storing, len(storing), replicas)
-            for index_id in own:
-                ids = split_ids(bytes(await self._fetcher.read(index_id)))
-                for some in _batches(list(dict.fromkeys(ids))):
-                    await self._ensure_all(some, storing, replicas, replicas)
-        else:
-            await self._ensure_all(own, storing, replicas, replicas)
+        # A sparse file names few chunks, many times.
+        index_ids = list(dict.fromkeys(manifest.index_ids()))
+        if index_ids:
+            await self._ensure_all(index_ids, storing, len(storing), replicas)
+        for index_id in index_ids:
+            ids = split_ids(bytes(await self._fetcher.read(index_id)))
+            for some in _batches(list(dict.fromkeys(ids))):
+                await self._ensure_all(some, storing, replicas, replicas)
+        await self._ensure_all(list(dict.fromkeys(manifest.data_ids())), storing, replicas, replicas)
         return epoch
 
     async def _ensure_all(self, ids: Sequence[bytes], storing: list[tuple[str, int]], copies: int,

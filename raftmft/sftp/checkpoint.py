@@ -131,7 +131,7 @@ class Checkpoints:
             if end == self._done and min(changed_before, table.lowest_change) >= chunk_count(end) and not (
                     is_asked and end):
                 return
-            manifest = await table.manifest(end, b"", upload.store_index, tail_id)
+            manifest = await table.checkpoint(end, upload.store_index, tail_id)
             if table.lowest_change < chunk_count(end):
                 return
             is_done = True

@@ -96,9 +96,10 @@ class Content:
         self.manifest = manifest
         self._reader = reader
         self._ids = manifest.id_list()
-        known = places or []
-        self._places: dict[int, Location | None] = dict(enumerate(known)) if manifest.depth == 0 else {}
-        self._index_places = known if manifest.depth else []
+        known, self._indexed = places or [], manifest.indexed
+        self._index_ids = len(self._ids) - (chunk_count(manifest.size) - self._indexed)
+        self._places: dict[int, Location | None] = dict(enumerate(known[self._index_ids :], self._indexed))
+        self._index_places = known[: self._index_ids]
         self._index: tuple[int, bytes] = (-1, b"")  # up to 1 MiB; one is enough for whoever reads on
         self._chunks: OrderedDict[int, bytes] = OrderedDict()
         self._coming: dict[int, asyncio.Task[bytes]] = {}
@@ -124,18 +125,27 @@ class Content:
 
     async def id_of(self, slot: int) -> bytes:
         """The id of the slot's chunk."""
-        if self.manifest.depth == 0:
-            return self._ids[slot]
+        if slot >= self._indexed:
+            return self._ids[self._index_ids + slot - self._indexed]
         group, position = divmod(slot, IDS_PER_INDEX)
         ids = await self.index(group)
         return ids[position * ID_SIZE : (position + 1) * ID_SIZE]
 
+    async def ids(self, first: int, end: int) -> bytes:
+        """The ids of slots first..end, of which there must be so many, concatenated; they lie in one index chunk's
+        range.
+        """
+        group = first // IDS_PER_INDEX
+        index, start = (await self.index(group) if first < self._indexed else b""), group * IDS_PER_INDEX
+        own = self._ids[self._index_ids + max(0, first - self._indexed) : self._index_ids + max(0, end - self._indexed)]
+        return index[(first - start) * ID_SIZE : (end - start) * ID_SIZE] + b"".join(own)
+
     async def index(self, group: int) -> bytes:
-        """The content of an index chunk, at depth 1: the ids of up to IDS_PER_INDEX slots."""
+        """The content of an index chunk: the ids of up to IDS_PER_INDEX slots."""
         if self._index[0] != group:
             place = self._index_places[group] if group < len(self._index_places) else None
             ids = await self._reader.load(self._ids[group], place)
-            wanted = min(IDS_PER_INDEX, chunk_count(self.manifest.size) - group * IDS_PER_INDEX)
+            wanted = min(IDS_PER_INDEX, self._indexed - group * IDS_PER_INDEX)
             if len(ids) != wanted * ID_SIZE:
                 raise RaftmftError("an index chunk of this file has the wrong length: its manifest is damaged")
             self._index = (group, ids)

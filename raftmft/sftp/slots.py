@@ -16,6 +16,8 @@ from raftmft.core.manifest import (
     INLINE_IDS,
     Manifest,
     chunk_count,
+    index_count,
+    indexed,
 )
 from raftmft.sftp.content import Content
 
@@ -35,7 +37,7 @@ class SlotTable:
     def __init__(self, base: Content) -> None:
         self._base = base
         self._pages: dict[int, bytearray] = {}
-        self._group_ids: dict[int, bytes] = {}
+        self._group_ids: dict[int, tuple[int, bytes]] = {}  # where the index chunk ends, and its id
         self._base_slots = chunk_count(base.manifest.size)
         self.lowest_change = UNCHANGED
         self.short: dict[int, int] = {}
@@ -85,7 +87,7 @@ class SlotTable:
             else:
                 del self._pages[page]
         self.short = {slot: length for slot, length in self.short.items() if slot < slots}
-        self._group_ids = {g: i for g, i in self._group_ids.items() if (g + 1) * IDS_PER_INDEX <= slots}
+        self._group_ids = {group: known for group, known in self._group_ids.items() if known[0] <= slots}
         self.lowest_change = min(self.lowest_change, slots)
 
     def has_holes(self, slots: int) -> bool:
@@ -115,67 +117,68 @@ class SlotTable:
             self.set(slots - 1, await store(bytes(tail)), tail)
         return await store(_ZEROS) if self.has_holes(slots) else b""
 
-    async def manifest(self, size: int, zero_id: bytes, store_index: Store, tail_id: bytes = b"") -> Manifest:
-        """The manifest of the first `size` bytes, the same as core.manifest.pack_ids would give; holes are `zero_id`,
-        and `tail_id`, if given, is the last chunk in place of the table's.
+    async def manifest(self, size: int, zero_id: bytes, store_index: Store) -> Manifest:
+        """The manifest of the first `size` bytes, the same as core.manifest.pack_ids would give; holes are `zero_id`.
 
         Index chunks that do not stand yet are given to `store_index`, which gives their ids. Index chunks of the base,
-        and full ones made before, are used again. Raises what the base or `store_index` raise.
+        and those made before, are used again. Raises what the base or `store_index` raise.
         """
         count = chunk_count(size)
         if count <= INLINE_IDS:
-            return Manifest(size, 0, await self._ids_to(0, count, zero_id, tail_id))
+            return Manifest(size, 0, await self._ids(0, count, zero_id))
+        return Manifest(size, 1, await self._index_ids(count, zero_id, store_index))
+
+    async def checkpoint(self, size: int, store_index: Store, tail_id: bytes) -> Manifest:
+        """As `manifest`, for a checkpoint of a prefix without holes: most often all index chunks stand already.
+        `tail_id`, if given, is the last chunk in place of the table's.
+        """
+        count = chunk_count(size)
+        depth = 0 if count <= INLINE_IDS else 2
+        first = indexed(count, depth)
+        index = await self._index_ids(first, b"", store_index)
+        return Manifest(size, depth, index + await self._ids(first, count - bool(tail_id), b"") + tail_id)
+
+    async def _index_ids(self, slots: int, zero_id: bytes, store_index: Store) -> bytes:
+        """The ids of the index chunks of the first `slots` slots."""
         ids: list[bytes] = []
         hole = b""  # the id of an index chunk of nothing but holes
-        for group in range(-(-count // IDS_PER_INDEX)):
-            first, end = group * IDS_PER_INDEX, min(count, (group + 1) * IDS_PER_INDEX)
+        for group in range(index_count(slots)):
+            first, end = group * IDS_PER_INDEX, min(slots, (group + 1) * IDS_PER_INDEX)
             if end - first == IDS_PER_INDEX and self._is_hole(group):
                 hole = hole or await store_index(zero_id * IDS_PER_INDEX)
                 ids.append(hole)
                 continue
-            if tail_id and end == count:
-                ids.append(await store_index(await self._ids_to(first, end, zero_id, tail_id)))
-            else:
-                ids.append(await self._group(group, first, end, zero_id, store_index))
-        return Manifest(size, 1, b"".join(ids))
-
-    async def _ids_to(self, first: int, end: int, zero_id: bytes, tail_id: bytes) -> bytes:
-        """As `_ids`, the last one being `tail_id` if that is given: its slot need not be stored."""
-        return await self._ids(first, end - bool(tail_id), zero_id) + tail_id
+            ids.append(await self._group(group, first, end, zero_id, store_index))
+        return b"".join(ids)
 
     def _is_hole(self, group: int) -> bool:
         return group * IDS_PER_INDEX >= self._base_slots and self._pages.keys().isdisjoint(_pages_of(group))
 
     async def _group(self, group: int, first: int, end: int, zero_id: bytes, store_index: Store) -> bytes:
-        known = self._group_ids.get(group) if end - first == IDS_PER_INDEX else None
-        if known is not None:
-            return known
+        known_end, known_id = self._group_ids.get(group, (0, b""))
+        if known_end == end:
+            return known_id
         base = self._base.manifest
-        is_whole = end == min(first + IDS_PER_INDEX, chunk_count(base.size)) and end <= self._base_slots
-        if base.depth == 1 and is_whole and not any(
-                page in self._pages for page in _pages_of(group)):
-            return base.id_list()[group]
+        is_whole = end == min(first + IDS_PER_INDEX, base.indexed) and end <= self._base_slots
+        if is_whole and not any(page in self._pages for page in _pages_of(group)):
+            return base.index_ids()[group]
         chunk_id = await store_index(await self._ids(first, end, zero_id))
-        if end - first == IDS_PER_INDEX and self.lowest_change >= end:
-            self._group_ids[group] = chunk_id
+        if self.lowest_change >= end:
+            self._group_ids[group] = end, chunk_id
         return chunk_id
 
     async def _ids(self, first: int, end: int, zero_id: bytes) -> bytes:
         """The ids of slots first..end, which lie in one group."""
-        base = b""
-        if first < self._base_slots:
-            base = (b"".join(self._base.manifest.id_list()[first:end]) if self._base.manifest.depth == 0
-                    else await self._base.index(first // IDS_PER_INDEX))[: (self._base_slots - first) * ID_SIZE]
-        ids = bytearray(base[: (end - first) * ID_SIZE])
+        ids = bytearray(await self._base.ids(first, min(end, self._base_slots)) if first < self._base_slots else b"")
         ids += zero_id * (end - first - len(ids) // ID_SIZE)
         for page in range(first // PAGE_SLOTS, -(-end // PAGE_SLOTS)):
             own = self._pages.get(page)
             if own is None:
                 continue
-            start = page * PAGE_SLOTS
-            stop = min(end, start + PAGE_SLOTS)
-            if NO_CHUNK not in own[: (stop - start) * ID_SIZE]:  # the usual case: a page that was written through
-                ids[(start - first) * ID_SIZE : (stop - first) * ID_SIZE] = own[: (stop - start) * ID_SIZE]
+            start, stop = max(first, page * PAGE_SLOTS), min(end, (page + 1) * PAGE_SLOTS)
+            window = own[start % PAGE_SLOTS * ID_SIZE : (stop - page * PAGE_SLOTS) * ID_SIZE]
+            if NO_CHUNK not in window:  # the usual case: a page that was written through
+                ids[(start - first) * ID_SIZE : (stop - first) * ID_SIZE] = window
                 continue
             for slot in range(start, stop):
                 chunk_id = self._own(slot)
@@ -193,7 +196,9 @@ class SlotTable:
 
     def _touched(self, slot: int) -> None:
         self.lowest_change = min(self.lowest_change, slot)
-        self._group_ids.pop(slot // IDS_PER_INDEX, None)
+        group = slot // IDS_PER_INDEX
+        if slot < self._group_ids.get(group, (0, b""))[0]:
+            del self._group_ids[group]
 
 
 def _pages_of(group: int) -> range:

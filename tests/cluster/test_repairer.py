@@ -108,6 +108,15 @@ async def test_only_own_data_chunks_but_every_index_chunk(world):
     assert world.asked[0] == index_id
 
 
+async def test_a_checkpoints_last_chunks_stand_beside_its_index_chunks(world):
+    ids = [world.add(os.urandom(40)) for _ in range(67)]
+    index_id = world.add(b"".join(ids[:64]))
+    world.publish(Manifest(CHUNK_SIZE * 67, 2, index_id + b"".join(ids[64:])))
+    world.owned = lambda chunk_id: chunk_id not in (ids[3], ids[65])
+    await world.repairer.look(world.applied)
+    assert world.storage.survivors() == {*ids, index_id} - {ids[3], ids[65]} and world.repairer.missing == 0
+
+
 async def test_a_lost_chunk_holds_back_the_marker_but_not_the_rest(world):
     world.publish_small()
     [lost] = world.publish_small()

@@ -74,6 +74,16 @@ def test_content_must_be_well_formed_and_of_the_present_placement(world: World, 
     world.publish(session, upload)
 
 
+def test_a_checkpoint_may_hold_the_ids_of_its_last_chunks_and_what_is_published_may_not(
+        world: World, session: int) -> None:
+    upload = world.begin(session, "f")["upload"]
+    grows = Manifest(66 * SIZE, 2, b"i" * 32 + b"x" * 64)
+    world.ok(c.Checkpoint(session, upload, grows, world.placement))
+    assert world.refused(c.Publish(session, upload, grows, world.placement)) == Code.INVALID
+    begun = world.begin(world.login(), "f")
+    assert (begun["size"], begun["depth"], begun["ids"]) == (grows.size, 2, grows.ids)
+
+
 def test_a_rejected_publish_leaves_the_upload_live(world: World, session: int) -> None:
     upload = world.begin(session, "f", truncate=True)["upload"]
     for attrs, code in ((c.Attrs(size=9), Code.INVALID), (c.Attrs(uid=0), Code.PERMISSION)):

@@ -127,6 +127,22 @@ async def test_a_large_file_is_looked_up_in_its_index_chunks(world: World) -> No
         assert (await Files(world, dict.fromkeys(IDS, ALL), index=index).show())["health"] == "lost"
 
 
+async def test_a_checkpoints_last_chunks_are_shown_after_those_of_its_index(world: World) -> None:
+    world.ok(c.UserAdd("ann"))
+    session = world.login("ann")
+    upload = world.ok(c.BeginUpload(session, (b"f",)))["upload"]
+    content = Manifest(66 * CHUNK_SIZE + 7, 2, IDS[100] + b"".join(IDS[20:23]))
+    world.ok(c.Checkpoint(session, upload, content, world.machine.settings.placement))
+    files = Files(world, dict.fromkeys(IDS, ALL), index={IDS[100]: b"".join(IDS[30:94])})
+    for first, ids in ((0, [*IDS[30:94], *IDS[20:23]]), (63, [IDS[93], *IDS[20:23]]), (64, IDS[20:23]),
+                       (65, IDS[21:23]), (67, [])):
+        value = await files.show(first=first)
+        assert [chunk["id"] for chunk in value["chunks"]] == [i.hex() for i in [IDS[100], *ids]]
+        assert [chunk["number"] for chunk in value["chunks"]] == [None, *range(first, 67)]
+        assert value["partial"] and value["health"] == "ok"
+    assert len((await files.show(first=62, limit=4))["chunks"]) == 5 and len((await files.show(limit=0))["chunks"]) == 1
+
+
 # --- tokens ----------------------------------------------------------------------------------------------------------
 async def test_a_token_is_made_used_and_revoked(world: World) -> None:
     client = Client(TokensApi(world.state, world).operations())  # type: ignore[arg-type]

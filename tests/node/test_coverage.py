@@ -104,6 +104,21 @@ async def test_a_chunk_that_stands_many_times_in_a_file_is_asked_for_once() -> N
     assert cluster.asked and max(len(ids) for ids in cluster.asked) <= 2
 
 
+async def test_a_checkpoints_last_chunks_are_asked_for_beside_its_index_chunks() -> None:
+    cluster = Cluster()
+    cluster.spread(IDS[:2], 3)
+    for member in cluster.held:
+        cluster.held[member] |= {IDS[0]}
+
+    async def read(chunk_id: bytes) -> bytes:
+        return IDS[1] * 64 if chunk_id == IDS[0] else b"data"
+
+    cluster.coverage._fetcher.read = read  # type: ignore[assignment]
+    cluster.held["a"].add(IDS[2])
+    await cluster.coverage.ensure(Manifest(66 * CHUNK_SIZE, 2, IDS[0] + IDS[1] + IDS[2]))
+    assert [put[0] for put in cluster.puts] == [IDS[2]]
+
+
 async def test_who_does_not_answer_counts_for_nothing() -> None:
     cluster = Cluster()
     cluster.spread(IDS, 3)

@@ -140,10 +140,8 @@ class FakeNode:
         """A manifest's bytes."""
         assert manifest.problem() is None, manifest.problem()
         reader = SegmentReader(self.store)
-        ids = manifest.id_list()
-        if manifest.depth:
-            joined = b"".join(reader.read(self.places[i], i) for i in ids)
-            ids = [joined[i : i + 32] for i in range(0, len(joined), 32)]
+        joined = b"".join(reader.read(self.places[i], i) for i in manifest.index_ids())
+        ids = [joined[i : i + 32] for i in range(0, len(joined), 32)] + manifest.data_ids()
         data = b"".join(reader.read(self.places[i], i) for i in ids)
         reader.close()
         assert len(data) == manifest.size

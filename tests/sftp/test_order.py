@@ -86,11 +86,11 @@ class Account:
         pass
 
     def all_ids(self, manifest: Manifest) -> list[bytes]:
-        ids = manifest.id_list()
-        if manifest.depth:
-            joined = b"".join(self.read(i) for i in ids)
-            ids += [joined[i : i + 32] for i in range(0, len(joined), 32)]
-        return ids
+        return manifest.index_ids() + self.data_ids(manifest)
+
+    def data_ids(self, manifest: Manifest) -> list[bytes]:
+        joined = b"".join(self.read(i) for i in manifest.index_ids())
+        return [joined[i : i + 32] for i in range(0, len(joined), 32)] + manifest.data_ids()
 
     def read(self, chunk_id: bytes) -> bytes:
         reader = SegmentReader(self.folder)
@@ -99,8 +99,7 @@ class Account:
         return data
 
     def content(self, manifest: Manifest) -> bytes:
-        ids = self.all_ids(manifest)[len(manifest.id_list()) if manifest.depth else 0 :]
-        return b"".join(self.read(i) for i in ids)
+        return b"".join(self.read(i) for i in self.data_ids(manifest))
 
 
 def make(account: Account, folder: Path, broken: list[str], *, window: int = 4) -> Upload:

@@ -420,14 +420,14 @@ def test_attributes_of_an_open_upload_are_published_with_it(node: FakeNode) -> N
 
 @pytest.mark.slow
 def test_a_large_file_has_index_chunks_and_can_be_continued(own_node: FakeNode) -> None:
-    """Over 64 chunks: depth 1, at checkpoints and when published; a copy-on-write view of it works too."""
+    """Over 64 chunks: index chunks, at checkpoints and when published; a copy-on-write view of it works too."""
     data = os.urandom(66 * MIB + 5)
 
     async def test(sftp: RawSftp) -> None:
         handle = await sftp.open_file("large", PUT)
         await sftp.write(handle, 0, data[:-MIB])
         await sftp.fsync(handle)
-        assert own_node.partials["anna", key_of("large")].depth == 1
+        assert own_node.partials["anna", key_of("large")].depth == 2
         sftp.connection.abort()
 
     async def go_on(sftp: RawSftp) -> None:

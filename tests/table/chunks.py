@@ -17,6 +17,7 @@ def set_size(size: int) -> None:
     assert not late or size == manifest.CHUNK_SIZE, f"too late: {late[0]} is imported already"
     manifest.CHUNK_SIZE = size
     manifest.IDS_PER_INDEX = size // manifest.ID_SIZE
+    manifest.TAIL_IDS = min(manifest.TAIL_IDS, manifest.IDS_PER_INDEX // PAGES_PER_GROUP)
     manifest.MAX_FILE_SIZE = manifest.INLINE_IDS * manifest.IDS_PER_INDEX * size
     from raftmft.sftp import closing, repeats, slots
 

@@ -266,7 +266,7 @@ class _Chunks:
     def begin(self, upload: int, worker: Any, placement: int) -> None:
         """Nothing to note."""
 
-    def inherits(self, upload: int) -> None:
+    def inherits(self, upload: int, placement: int = 0) -> None:
         """Nothing to note."""
 
     def end(self, upload: int) -> None:
@@ -280,10 +280,9 @@ class _Chunks:
 
     async def covered(self, upload: int, manifest: Manifest) -> int:
         assert manifest.problem() is None, manifest.problem()
-        lengths = [self._length(i) for i in manifest.id_list()]
-        if manifest.depth:
-            ids = [i for index in manifest.id_list() for i in split_ids(self._read(index))]
-            lengths = [self._length(i) for i in ids]
+        ids = [i for index in manifest.index_ids() for i in split_ids(self._read(index))]
+        assert len(ids) == manifest.indexed
+        lengths = [self._length(i) for i in ids + manifest.data_ids()]
         assert sum(lengths) == manifest.size and len(lengths) == chunk_count(manifest.size), "not whole"
         return self._node.cluster.world.placement
 
