@@ -6,8 +6,8 @@ concatenation of up to IDS_PER_INDEX data-chunk ids and is itself stored as a ch
 never exceeds 2 KiB of ids and reaches 64 x 32768 x 1 MiB = 2 TiB.
 
 A *checkpoint* of a file that grows has index chunks only for a multiple of TAIL_IDS data chunks, and holds the ids of
-the 1 to TAIL_IDS data chunks behind them itself (depth 2). So its last index chunk is written again once in TAIL_IDS MiB
-of data, at under 2 % of them, and not once a checkpoint; for that it holds up to 4 KiB of ids.
+the 1 to TAIL_IDS data chunks behind them itself (depth 2). So its last index chunk is written again once in TAIL_IDS
+MiB of data, at under 2 % of them, and not once a checkpoint; for that it holds up to 4 KiB of ids.
 """
 
 from __future__ import annotations
