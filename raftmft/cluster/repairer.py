@@ -7,6 +7,9 @@ from the node that took the upload need no fetching.
 
 A chunk that nobody has now does not hold up the rest: its manifest is kept in `_owed` and tried again, at most OWED_MAX
 of them (then the walk waits). The marker stays below the first manifest that is owed.
+
+A huge file that grows, or is changed in part, keeps nearly all its index chunks. Those that were found to name nothing
+that is missing are remembered while the placement stands and nothing is dropped, and not looked through again.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from raftmft.cluster.certificates import write_file
 from raftmft.cluster.fetcher import Fetcher
 from raftmft.cluster.holdings import Holdings, Place
 from raftmft.core.errors import RaftmftError
-from raftmft.core.manifest import Manifest, split_ids
+from raftmft.core.manifest import Manifest, distinct_ids
 from raftmft.wire.loglines import fields
 
 PERIOD_S = 30.0
@@ -34,9 +37,11 @@ PAGE = 64
 """Manifests per look at the namespace."""
 FETCHES_MAX = 4
 """Chunks fetched at once for repair: less than Fetcher's bound, so that readers come through."""
-LOOK_SLICE = 1000
+LOOK_SLICE = 256
 """Chunk ids looked up before other tasks get their turn."""
 OWED_MAX = 10_000
+MOST_WHOLE = 4096
+"""Index chunks that are known to name nothing that is missing here."""
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +104,8 @@ class Repairer:
         self._position, self._walked = self._marker.index, self._marker.placement
         self._owed: dict[int, int] = {}
         self._damaged: dict[bytes, None] = {}
+        self._whole: dict[bytes, None] = {}
+        self._dropped = 0
         self._limit = trio.CapacityLimiter(FETCHES_MAX)
         self._wake = trio.Event()
         self._stayed = self._coming = 0
@@ -138,11 +145,13 @@ class Repairer:
     def damaged(self, chunk_id: bytes) -> None:
         """The copy here turned out to be bad (and was dropped from the index): it is to be repaired soon."""
         self._damaged[chunk_id] = None
+        self._whole.clear()
         self.kick()
 
     async def repair(self, chunk_id: bytes) -> bool:
         """Fetches a chunk whose copy here was bad. False: nobody has it now; it is tried again until somebody does."""
         self._damaged[chunk_id] = None
+        self._whole.clear()
         repaired = await self._repair(chunk_id)
         if not repaired:
             self.kick()
@@ -179,6 +188,10 @@ class Repairer:
         if placement != self._walked:
             self._position, self._walked = 0, placement
             self._owed.clear()
+            self._whole.clear()
+        if self._dropped != self._holdings.damaged:  # a reader found a bad copy
+            self._dropped = self._holdings.damaged
+            self._whole.clear()
         for chunk_id in list(self._damaged):
             await self._repair(chunk_id)
         for index in sorted(self._owed):
@@ -217,16 +230,21 @@ class Repairer:
             return lacking
         lacking += await self._hold(manifest.index_ids())
         for index_id in dict.fromkeys(manifest.index_ids()):
-            if self._holdings.find(index_id) is None:
+            if self._holdings.find(index_id) is None or index_id in self._whole:
                 continue
             try:
-                ids = list(dict.fromkeys(split_ids(bytes(await self._fetcher.read(index_id)))))
+                ids = bytes(await self._fetcher.read(index_id))
             except (RaftmftError, OSError) as error:
                 log.error("index chunk %s cannot be read: %s", index_id.hex()[:16], error, extra=fields(chunk=index_id))
                 lacking += 1
                 continue
-            for start in range(0, len(ids), LOOK_SLICE):
-                lacking += await self._hold([i for i in ids[start : start + LOOK_SLICE] if self._owned(i)])
+            lacking_before = lacking
+            for some in distinct_ids(ids, LOOK_SLICE):
+                lacking += await self._hold([i for i in some if self._owned(i)])
+            if lacking == lacking_before:
+                self._whole[index_id] = None
+                if len(self._whole) > MOST_WHOLE:
+                    del self._whole[next(iter(self._whole))]
         return lacking
 
     async def _hold(self, ids: list[bytes]) -> int:

@@ -18,11 +18,13 @@ from raftmft.cluster.links import PeerLinks
 from raftmft.cluster.replicator import Replicator
 from raftmft.core import placement
 from raftmft.core.errors import RaftmftError
-from raftmft.core.manifest import ID_SIZE, Manifest, split_ids
+from raftmft.core.manifest import ID_SIZE, Manifest, distinct_ids
 
 OPERATION = "chunks.durable"
 MOST_IDS = 1024
 """Ids in one request."""
+LOOK_SLICE = 256
+"""Chunks whose owners are worked out before other tasks get their turn."""
 ASK_LIMIT_S = 2.0
 COPIES_MAX = 4
 """Chunks copied at once."""
@@ -56,19 +58,21 @@ class Coverage:
         if index_ids:
             await self._ensure_all(index_ids, storing, len(storing), replicas)
         for index_id in index_ids:
-            ids = split_ids(bytes(await self._fetcher.read(index_id)))
-            for some in _batches(list(dict.fromkeys(ids))):
+            for some in distinct_ids(bytes(await self._fetcher.read(index_id)), MOST_IDS):
                 await self._ensure_all(some, storing, replicas, replicas)
         await self._ensure_all(list(dict.fromkeys(manifest.data_ids())), storing, replicas, replicas)
         return epoch
 
     async def _ensure_all(self, ids: Sequence[bytes], storing: list[tuple[str, int]], copies: int,
                           replicas: int) -> None:
-        owners = {chunk_id: placement.owners(chunk_id, storing, copies) for chunk_id in ids}
+        owners: dict[bytes, tuple[str, ...]] = {}
         asked: dict[str, list[bytes]] = {}
-        for chunk_id, members in owners.items():
+        for number, chunk_id in enumerate(ids, 1):
+            owners[chunk_id] = members = placement.owners(chunk_id, storing, copies)
             for member in members:
                 asked.setdefault(member, []).append(chunk_id)
+            if number % LOOK_SLICE == 0:
+                await trio.lowlevel.checkpoint()
         holders: dict[bytes, set[str]] = {chunk_id: set() for chunk_id in owners}
         async with trio.open_nursery() as nursery:
             for member, wanted in asked.items():

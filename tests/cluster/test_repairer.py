@@ -117,6 +117,39 @@ async def test_a_checkpoints_last_chunks_stand_beside_its_index_chunks(world):
     assert world.storage.survivors() == {*ids, index_id} - {ids[3], ids[65]} and world.repairer.missing == 0
 
 
+async def test_an_index_chunk_is_looked_through_again_only_if_what_it_names_may_be_missing(world, monkeypatch):
+    ids, index_id = world.publish_large(600)
+    looked = []
+    find = world.holdings.find
+    monkeypatch.setattr(world.holdings, "find", lambda chunk_id: looked.append(chunk_id) or find(chunk_id))
+
+    async def looks():
+        looked.clear()
+        world.publish(Manifest(CHUNK_SIZE * 600, 1, index_id))
+        await world.repairer.look(world.applied)
+        assert world.repairer.held_through == world.applied and index_id in looked
+        return set(ids) <= set(looked)
+
+    lost = world.remote.pop(ids[500])
+    assert await looks_before_it_is_whole(world, looked, ids)
+    world.remote[ids[500]] = lost
+    assert [await looks() for _ in range(3)] == [True, False, False]
+    world.repairer.damaged(ids[7])
+    assert [await looks() for _ in range(2)] == [True, False]
+    world.holdings.damaged += 1
+    assert [await looks() for _ in range(2)] == [True, False]
+    world.placement += 1
+    assert [await looks() for _ in range(2)] == [True, False]
+
+
+async def looks_before_it_is_whole(world, looked, ids):
+    for _ in range(2):
+        looked.clear()
+        await world.repairer.look(world.applied)
+        assert world.repairer.missing
+    return set(ids) <= set(looked)
+
+
 async def test_a_lost_chunk_holds_back_the_marker_but_not_the_rest(world):
     world.publish_small()
     [lost] = world.publish_small()

@@ -17,6 +17,7 @@ from raftmft.core.manifest import (
     MAX_FILE_SIZE,
     TAIL_IDS,
     Manifest,
+    distinct_ids,
     pack_ids,
     split_ids,
 )
@@ -183,6 +184,13 @@ def test_what_is_overwritten_changes_an_index_chunk_that_was_made() -> None:
             assert await store.ids_in(holes) == ids[:kept] + [ZERO] * (128 - kept)
 
     asyncio.run(main())
+
+
+def test_distinct_ids_come_once_in_small_lists() -> None:
+    ids = [id_of(str(i % 300)) for i in range(1000)] + [ZERO] * 5000 + [id_of("last")]
+    lists = list(distinct_ids(b"".join(ids), 128))
+    assert [i for some in lists for i in some] == list(dict.fromkeys(ids))
+    assert all(0 < len(some) <= 128 for some in lists) and list(distinct_ids(b"", 128)) == []
 
 
 def test_manifests_of_depth_2_that_do_not_fit_are_refused() -> None:
