@@ -22,7 +22,7 @@ from typing import Any
 import trio
 
 from raftmft.core.errors import RaftmftError
-from raftmft.core.manifest import ID_SIZE
+from raftmft.core.manifest import distinct_ids
 from raftmft.core.references import Published, References
 from raftmft.core.schema import open_reader
 
@@ -160,14 +160,15 @@ class Homes:
         for found in published:
             number = len(home.files).to_bytes(NUMBER, "big")
             home.files.append((found.file, found.version))
-            for ids in ([found.manifest.ids] if found.manifest.depth == 0 else found.manifest.id_list()):
+            index_ids = dict.fromkeys(found.manifest.index_ids())
+            for ids in index_ids if found.manifest.depth else [found.manifest.ids]:
                 if found.manifest.depth:
                     try:
                         ids = bytes(await self._read_index(ids))
                     except (RaftmftError, OSError):
                         continue  # what it names is stored again
-                for at in range(0, len(ids), SLICE * ID_SIZE):
-                    entries += [start + number for start in _cut(ids[at : at + SLICE * ID_SIZE], ID_SIZE, PREFIX)]
+                for some in distinct_ids(ids, SLICE):
+                    entries += [chunk_id[:PREFIX] + number for chunk_id in some]
                     if len(entries) >= SLICE:
                         await trio.to_thread.run_sync(home.add, entries, limiter=self._limit)
                         entries = []

@@ -241,6 +241,21 @@ async def test_large_files_are_known_by_their_index_chunks_and_a_lost_one_only_c
     assert not homes.refers(uid(state, "ann"), b"z" * 32) and not homes.refers(uid(state, "bob"), rows[-1])
 
 
+async def test_a_sparse_file_takes_a_few_entries_of_its_homes_set(
+        state: World, cluster: Cluster, nursery: trio.Nursery) -> None:
+    hole, last = b"h" * 32, b"l" * 32
+    contents = {b"i" * 32: hole * IDS_PER_INDEX, b"j" * 32: hole * (IDS_PER_INDEX - 1) + last}
+    cluster.indexes |= contents
+    session = state.login("ann")
+    upload = state.begin(session, "sparse")["upload"]
+    state.ok(c.Publish(session, upload, Manifest(32 * IDS_PER_INDEX * MIB, 1, b"i" * 32 * 31 + b"j" * 32),
+                       state.placement, "", c.Attrs()))
+    homes = homes_of(state, nursery, cluster)
+    await nursery.start(homes.run)
+    await homes.refresh(uid(state, "ann"))
+    assert homes.refers(uid(state, "ann"), hole) and homes.refers(uid(state, "ann"), last) and homes.chunks == 3
+
+
 async def test_memory_is_bounded_and_the_latest_files_are_known(
         state: World, cluster: Cluster, nursery: trio.Nursery) -> None:
     homes = homes_of(state, nursery, cluster, home_chunks=40, most_chunks=60)
