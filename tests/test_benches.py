@@ -62,6 +62,11 @@ def test_anysize() -> None:
     assert all(row["ms"] > 0 for row in json.loads(line)["rows"])
 
 
+def test_checkpoints() -> None:
+    (line,) = run("bench/checkpoints.py", "--gib", "1", "32")
+    assert all(row["percent"] < 1 and row["most_ids_bytes"] <= 4096 for row in json.loads(line)["rows"])
+
+
 def test_links() -> None:
     (line,) = run("bench/links.py", "--mib", "32", "--rounds", "1")
     told = json.loads(line)
