@@ -136,9 +136,9 @@ async def _say_hello(me: Self, stream: TlsStream, channel: str, member: str) -> 
     await stream.send_all(peer.encode_hello(peer.Hello(peer.VERSION, me.cluster_id, channel, me.member, chain)))
     welcome = peer.decode_welcome(await _read_greeting(stream))
     if welcome.refusal:
-        if welcome.is_removed and channel != peer.LINEAGE:  # before its lineage is judged, it may be anybody
-            raise PeerRemovedUs(f"{member} says that this member was removed from the cluster")
-        raise PeerRefused(f"{member} refused the link: {welcome.refusal}")
+        # Before its lineage is judged, it may be anybody.
+        believed = PeerRemovedUs if welcome.is_removed and channel != peer.LINEAGE else PeerRefused
+        raise believed(f"{member} refused the link: {welcome.refusal}")
     if welcome.version < peer.OLDEST:
         raise PeerRefused(f"{member} speaks peer protocol {welcome.version} and this member {peer.OLDEST} and later "
                           "only: let it run a newer version")
@@ -155,7 +155,9 @@ async def _identify(me: Self, stream: TlsStream, directory: Directory) -> tuple[
         if objection:
             await _refuse(me, stream, "your certificate is not listed in this cluster, as far as this member knows: "
                                       "if it was revoked, or the member removed, let this host join anew by raftmft "
-                                      "join --replace", is_removed=objection == WAS_REMOVED)
+                                      "join --replace",
+                          # A survivor that was recovered by mistake must not end those that it left.
+                          is_removed=objection == WAS_REMOVED and hello.cluster_id == me.cluster_id)
             raise PeerRefused(f"an unlisted certificate ({stream.peer_fingerprint()[:16]}...) knocked: {objection}")
         member = hello.member
     problem = None

@@ -182,6 +182,11 @@ async def test_nobody_believes_that_it_was_removed_who_has_not_proven_who_it_is(
         assert not isinstance(refused.value, PeerRemovedUs)
         with pytest.raises(PeerRemovedUs):
             await hello.dial(guest, "n1", n1.address, peer.CONTROL, lambda: {n1.fingerprint: "n1"})
+        # A survivor that was recovered is another cluster, whose list says nothing to those it left.
+        with pytest.raises(PeerRefused) as refused:
+            await hello.dial(replace(guest, cluster_id="c-0"), "n1", n1.address, peer.CONTROL,
+                             lambda: {n1.fingerprint: "n1"})
+        assert not isinstance(refused.value, PeerRemovedUs)
 
 
 async def test_a_peer_that_falls_silent_is_noticed_within_3_seconds(tmp_path):
