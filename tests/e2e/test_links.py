@@ -74,7 +74,7 @@ def test_cp_moves_no_bytes(shared_cluster: Cluster, source: Path, tmp_path: Path
     shared_cluster.sftp(two, "cp cp-from cp-to\n")
     assert [stored(shared_cluster, name) for name in shared_cluster.names] == before, "nothing was stored anew"
     assert content(shared_cluster, three, "cp-to", tmp_path) == source.read_bytes()
-    (copy,) = shared_cluster.audit("--kind", "copy", node=three)
+    (copy,) = shared_cluster.audit("--kind", "copy", "--path", "cp-from", node=three)
     put, copied = shared_cluster.audit("--kind", "publish", "--path", "cp-from"), shared_cluster.audit(
         "--kind", "publish", "--path", "cp-to")
     assert (copy["path"], copy["target"], copy["size"]) == ("/cp-from", "/cp-to", source.stat().st_size)
