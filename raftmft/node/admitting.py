@@ -19,6 +19,7 @@ from raftmft.cluster.certificates import (
     unseal,
 )
 from raftmft.cluster.joining import check_clock
+from raftmft.core.certificates import LISTED
 from raftmft.core.commands import CertAdd, MemberAdmit, MemberSpec
 from raftmft.core.errors import RaftmftError
 from raftmft.node.epoch import Epoch
@@ -102,10 +103,22 @@ class Admitting:
 
     def _all(self, member: str, mode: str, certificate: bytes) -> Admitted:
         settings = self._state.machine.settings
+        shown = self._shown()
         members = [{name: value for name, value in asdict(row).items() if name in _SPEC}
-                   for row in self._state.machine.members.list()]
+                   | {"fingerprint": shown.get(row.id, row.fingerprint)} for row in self._state.machine.members.list()]
         # The key and what it sealed are read here together: it may have been changed since it signed above.
         return Admitted(
             member, mode, settings.cluster, settings.cluster_id, settings.replicas, certificate,
             settings.key, self._cluster_key(), settings.host_public_key, settings.sealed_host_key,
             settings.sealed_ca_key, members)
+
+    def _shown(self) -> dict[str, str]:
+        """Member id -> the certificate by which a new member will know it: its oldest that is listed and has not
+        expired, since where a renewal is under way that one vouches for the next (cluster/succession.py); the newest
+        if all have. The one that it once joined with is not listed any more.
+        """
+        now, found = self._clock_ms(), dict[str, str]()
+        rows = [row for row in self._state.machine.certificates.list() if row.state == LISTED]
+        for row in [*rows, *(row for row in reversed(rows) if not 0 < row.not_after_ms <= now)]:
+            found[row.member] = row.fingerprint
+        return found

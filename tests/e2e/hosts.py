@@ -79,10 +79,12 @@ class Hosts:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.started: list[Host] = []
+        self.env = dict(os.environ)
+        """Of every process that is started from now on."""
 
     def run(self, *words: str, timeout_s: float = 60, **more: Any) -> Done:
         """A raftmft command, to its end."""
-        return subprocess.run([*RAFTMFT, *words], capture_output=True, timeout=timeout_s, **more)
+        return subprocess.run([*RAFTMFT, *words], capture_output=True, timeout=timeout_s, **{"env": self.env, **more})
 
     def run_limited(self, files: int, *words: str) -> Done:
         """A raftmft command that may open so many files."""
@@ -129,7 +131,7 @@ class Hosts:
         for host in hosts:
             with open(host.log, "ab") as log:
                 host.process = subprocess.Popen([*RAFTMFT, "node", "--data-dir", str(host.data_dir)], stdout=log,
-                                                stderr=log, env={**os.environ, "PYTHONFAULTHANDLER": "1"})
+                                                stderr=log, env={**self.env, "PYTHONFAULTHANDLER": "1"})
             self.started.append(host)
 
     def wait_ready(self, *hosts: Host) -> None:
