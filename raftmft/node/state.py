@@ -19,7 +19,7 @@ from raftmft.core.schema import check_format
 from raftmft.node.datadir import STARTED, DataDir
 from raftmft.raft.journal import Journal
 from raftmft.raft.segment import ANEW
-from raftmft.raft.snapshots import SnapshotFolder
+from raftmft.raft.snapshots import Snapshot, SnapshotFolder
 from raftmft.wire.commands import decode_outcome, encode_outcome
 from raftmft.wire.loglines import fields
 
@@ -110,8 +110,10 @@ def open_state(data_dir: DataDir, journal: Journal, snapshots: SnapshotFolder) -
 
 def restore_newest(path: str, journal: Journal, snapshots: SnapshotFolder) -> None:
     """The state at `path` begins with the newest sound snapshot from which the journal goes on; without one there is no
-    file.
+    file. Damaged ones before which a sound one was found are removed, so that they are offered to nobody; where none
+    is sound all are left as they were.
     """
+    damaged: list[Snapshot] = []
     for snapshot in reversed(snapshots.held):
         if snapshot.index < journal.base_index:
             break
@@ -124,9 +126,12 @@ def restore_newest(path: str, journal: Journal, snapshots: SnapshotFolder) -> No
             raise
         except CorruptFile as damage:
             log.error("a snapshot cannot be used, the one before it must do: %s", damage)
+            damaged.append(snapshot)
         else:
             log.info("the state begins with the snapshot of entry %d", snapshot.index,
                      extra=fields(index=snapshot.index))
+            for other in damaged:
+                snapshots.drop(other)
             return
 
 

@@ -180,6 +180,11 @@ class SnapshotFolder:
         if snapshot not in self.held:
             self._remove(snapshot)
 
+    def drop(self, snapshot: Snapshot) -> None:
+        """Removes one that was found damaged."""
+        self.held.remove(snapshot)
+        self._remove(snapshot)
+
     def drop_beyond(self, index: int) -> None:
         """Removes what is newer than the log's end: a transfer that was not installed before the process ended."""
         while self.held and self.held[-1].index > index:

@@ -7,12 +7,15 @@ entries, of which hardly any log is kept.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.harness import Cluster, wait_for
+from tests.e2e.hosts import Host, Hosts
+from tests.e2e.test_recover import get, put, three
 
 LOWERED = """
 import sys
@@ -89,3 +92,53 @@ def test_the_log_is_dropped_and_nobody_loses_anything(cluster: Cluster, tmp_path
         cluster.run("audit", "verify", node=name)
     put_many(cluster, away, source, count, 3)
     assert len(names_seen(cluster, serving)) == count + 3
+
+
+def snapshots(host: Host) -> list[Path]:
+    return sorted((host.data_dir / "raft").glob("snapshot.*"))
+
+
+def damage(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 3] ^= 0x40
+    file.write_bytes(data)
+
+
+def test_damaged_snapshots(hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(LOWERED.replace("= 300,", "= 60,"))
+    hosts.env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    a, b, c = three(hosts)
+    put(a, "kept", b"z" * 1_000_000)
+
+    def made(count: int) -> bool:
+        put(a, f"more{count}", b"more")
+        log = {file.name for file in (c.data_dir / "raft").glob("journal.*")}
+        return len(snapshots(c)) == 2 and not any(file.suffix == ".new" for file in snapshots(c)) and not log & first
+
+    first = {file.name for file in (c.data_dir / "raft").glob("journal.*")}
+    wait_for("two snapshots and a log that begins behind them", lambda count=iter(range(10_000)): made(next(count)), 60)
+    hosts.end(c, signal.SIGKILL)
+    older, newer = snapshots(c)
+    damage(newer)
+    hosts.start(c)  # the older one and the log behind it are enough, and the damaged one is offered to nobody
+    hosts.wait_ready(c)
+    assert "the one before it must do" in c.log.read_text() and newer not in snapshots(c)
+    assert get(c, "kept") == b"z" * 1_000_000
+    hosts.end(c, signal.SIGKILL)
+    for file in snapshots(c):
+        damage(file)
+    hosts.end(b)
+    hosts.start(c)
+    assert c.process is not None and c.process.wait(30) == 1
+    line = c.log.read_text().splitlines()[-1]
+    assert "no sound snapshot bridges them" in line and "raftmft join --replace" in line
+    hosts.start(b)
+    hosts.wait_ready(a, b)
+    token = hosts.folder / "again.token"
+    token.write_text(hosts.token(a))
+    done = hosts.run("join", "--replace", "--token-file", str(token), "--data-dir", str(c.data_dir))
+    assert done.returncode == 0, done.stderr.decode()
+    hosts.start(c)
+    hosts.wait_ready(c)
+    hosts.wait_members(a, 3)
+    assert get(c, "kept") == b"z" * 1_000_000
