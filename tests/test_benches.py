@@ -79,3 +79,9 @@ def test_ingest(tmp_path: Path) -> None:
     assert all(told[way]["mb_per_s"] > 0 and told[way]["left_to_repair"] == 0 for way in ("chain", "fan-out"))
     first, *others = told["counts"]
     assert first["chained"] and all(node["passed_on"] for node in others)
+
+
+def test_reuploads(tmp_path: Path) -> None:
+    (line,) = run("bench/reuploads.py", "--mb", "8", "--rounds", "1", "--dir", str(tmp_path))
+    written = {row["kind"]: row["written_mb"] for row in json.loads(line)["rows"]}
+    assert written["new"] > 23 and written["same"] < 4
