@@ -8,8 +8,8 @@ name of its own:
   changed   the same, but for one chunk in 20
   zeros     one chunk over and over
 
-Told: medians of the time, of the CPU of all nodes and workers together, and of what these wrote to their disks, journals
-and all.
+Told: medians of the time, of the CPU of all nodes and workers together, and of what these wrote to their disks,
+journals and all.
 """
 
 from __future__ import annotations
