@@ -13,6 +13,8 @@ import shutil
 import struct
 import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.e2e.harness import RAFTMFT, Cluster, wait_for
@@ -49,7 +51,7 @@ def forgetting(part: str) -> str:
 
 def why_not() -> str:
     """Why no power can be cut here; empty if it can."""
-    tools = ("mount", "umount", "mkfs.ext4")
+    tools = ("mount", "umount", "mkfs.ext4", "fsfreeze")
     able = os.geteuid() == 0 and all(map(shutil.which, tools)) and os.path.exists("/dev/loop-control")
     return "" if able else "needs root for loop-mounted disks"
 
@@ -83,16 +85,62 @@ class PowerDisk:
             wait_for(f"{self.folder} to be left by all", lambda: subprocess.run(
                 ["umount", str(self.folder)], capture_output=True).returncode == 0, 30)
 
+    def remove(self) -> None:
+        """Once it is taken away: its image goes, too."""
+        self.image.unlink()
+
+
+_FREEZE = 'trap "" INT TERM HUP; fsfreeze --freeze "$1" && echo frozen; read _; fsfreeze --unfreeze "$1"'
+"""Ends with its standard input: a test that is killed leaves no disk frozen."""
+
+
+class StallingDisk(PowerDisk):
+    """A PowerDisk that can stop answering: its image lies on a file system of its own, which can be frozen. Whoever
+    writes to files still fills the page cache; what must reach the disk waits.
+    """
+
+    def __init__(self, image: Path, folder: Path) -> None:
+        self._below = folder.with_name(folder.name + ".below")
+        self._below_image = image.with_suffix(".below.img")
+        self._below.mkdir(parents=True)
+        with open(self._below_image, "wb") as file:
+            file.truncate(DISK_BYTES * 3 // 2)
+        subprocess.run(["mkfs.ext4", "-q", str(self._below_image)], check=True)
+        subprocess.run(["mount", "-t", "ext4", "-o", "loop", str(self._below_image), str(self._below)], check=True)
+        super().__init__(self._below / "disk.img", folder)
+
+    @contextmanager
+    def stalled(self) -> Iterator[None]:
+        """Nothing that is written reaches the disk until this ends, or the process of the caller does. Meanwhile nobody
+        may sync all disks of the machine: it would wait.
+        """
+        keeper = subprocess.Popen(["sh", "-c", _FREEZE, "sh", str(self._below)], stdin=subprocess.PIPE,
+                                  stdout=subprocess.PIPE)
+        with keeper:
+            assert keeper.stdin is not None and keeper.stdout is not None
+            try:
+                assert keeper.stdout.readline() == b"frozen\n", f"{self._below} cannot be frozen"
+                yield
+            finally:
+                keeper.stdin.close()
+                assert keeper.wait(30) == 0
+
+    def remove(self) -> None:
+        super().remove()
+        subprocess.run(["umount", str(self._below)], check=True)
+        self._below_image.unlink()
+
 
 class PoweredCluster(Cluster):
     """Three nodes, each on a PowerDisk. `bent` is Python that their processes run before anything else."""
 
-    def __init__(self, folder: Path, bent: str = "") -> None:
+    def __init__(self, folder: Path, bent: str = "", kind: type[PowerDisk] = PowerDisk) -> None:
+        self._kind = kind
         super().__init__(folder)
         self._bent = folder.with_name(folder.name + "-bent")
         self._bent.mkdir()
         (self._bent / "sitecustomize.py").write_text(bent)
-        self._disks: dict[str, PowerDisk] = {}
+        self.disks: dict[str, PowerDisk] = {}
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> PoweredCluster:
@@ -102,7 +150,7 @@ class PoweredCluster(Cluster):
         for name in self.names:
             folder, plain = self.folder / name, self.folder / f"{name}.plain"
             folder.rename(plain)
-            disk = self._disks[name] = PowerDisk(self.folder / f"{name}.img", folder)
+            disk = self.disks[name] = self._kind(self.folder / f"{name}.img", folder)
             disk.mount()
             shutil.copytree(plain, folder, dirs_exist_ok=True, symlinks=True)
             os.chmod(folder, 0o700)
@@ -129,13 +177,13 @@ class PoweredCluster(Cluster):
 
     def cut(self) -> None:
         """The power of all hosts goes at one moment, and comes again; the nodes are not started."""
-        cuts = [threading.Thread(target=disk.cut) for disk in self._disks.values()]
+        cuts = [threading.Thread(target=disk.cut) for disk in self.disks.values()]
         for thread in cuts:
             thread.start()
         for thread in cuts:
             thread.join()
         self.kill_nodes(*self.names)
-        for disk in self._disks.values():
+        for disk in self.disks.values():
             disk.unmount()
             disk.mount()
 
@@ -172,8 +220,8 @@ class PoweredCluster(Cluster):
             node.kill()
             node.wait()
         self.stop()
-        for disk in self._disks.values():
+        for disk in self.disks.values():
             disk.unmount()
-            disk.image.unlink()
+            disk.remove()
 
 
