@@ -77,7 +77,7 @@ class FilesApi:
                    for i in range(len(chunks))]
         return {
             **_about(row), "replicas": placing.replicas, "silent": silent,
-            "health": health(chunks, holders, silent) if readable else "lost",
+            "health": health(chunks, holders, silent) if readable else _missing(silent),
             "chunks": [
                 {"number": chunk.number, "kind": "index" if chunk.number is None else "data", "id": chunk.id.hex(),
                  "size": chunk.size, "owners": [names.get(member, member) for member in chunk.owners],
@@ -115,9 +115,14 @@ def health(chunks: Sequence[_Chunk], holders: Sequence[Sequence[str]], silent: S
     "unknown": some were found nowhere, but members are silent that may hold them.
     """
     if any(not holding for holding in holders):
-        return "unknown" if silent else "lost"
+        return _missing(silent)
     whole = all(len(holding) >= len(chunk.owners) for chunk, holding in zip(chunks, holders, strict=True))
     return "ok" if whole else "degraded"
+
+
+def _missing(silent: Sequence[str]) -> str:
+    """What is found nowhere: a member that does not answer may have it, and the index chunk that names it, too."""
+    return "unknown" if silent else "lost"
 
 
 def _about(row: FileRow) -> dict[str, Any]:

@@ -127,6 +127,23 @@ async def test_a_large_file_is_looked_up_in_its_index_chunks(world: World) -> No
         assert (await Files(world, dict.fromkeys(IDS, ALL), index=index).show())["health"] == "lost"
 
 
+@pytest.mark.parametrize(("held", "silent", "health"), [
+    ([], [], "lost"), ([], ["id-n3"], "unknown"), (ALL[:2], ["id-n3"], "unknown"), (ALL, [], "lost")])
+async def test_an_index_that_cannot_be_read_is_not_lost_while_members_are_silent(
+        world: World, held: list[str], silent: list[str], health: str) -> None:
+    put(world, Manifest(100 * CHUNK_SIZE, 1, IDS[100]))
+    value = await Files(world, {IDS[100]: held}, silent).show()
+    assert (value["health"], [chunk["kind"] for chunk in value["chunks"]]) == (health, ["index"])
+
+
+@pytest.mark.parametrize(("held", "health"), [(ALL, "ok"), (ALL[:2], "degraded")])
+async def test_an_index_chunk_that_a_member_lacks_makes_the_file_degraded(
+        world: World, held: list[str], health: str) -> None:
+    put(world, Manifest(65 * CHUNK_SIZE, 1, IDS[100]))
+    value = await Files(world, {**dict.fromkeys(IDS, ALL), IDS[100]: held}, index={IDS[100]: b"".join(IDS[:65])}).show()
+    assert value["health"] == health and len(value["chunks"]) == 66
+
+
 async def test_a_checkpoints_last_chunks_are_shown_after_those_of_its_index(world: World) -> None:
     world.ok(c.UserAdd("ann"))
     session = world.login("ann")
