@@ -9,6 +9,7 @@ import struct
 import blake3
 import pytest
 
+from raftmft.core.manifest import IDS_PER_INDEX
 from raftmft.sftp import packets as p
 from raftmft.sftp.attrs import FileAttrs
 from tests.sftp.fake_node import FakeNode, wait_for
@@ -171,6 +172,51 @@ def test_large_files_are_shared_with_their_index(node: FakeNode) -> None:
     assert run(node, test) == [0, 2]
     assert node.files["anna"][b"large-all",].manifest == node.files["anna"][b"large",].manifest
     assert node.content("large-but-one") == data[MIB:size]
+
+
+def test_within_a_file_what_is_copied_is_what_was_published(node: FakeNode, source: bytes) -> None:
+    async def test(sftp: RawSftp) -> int:
+        await sftp.put("within", DATA)
+        read = await sftp.open_file("within", p.FXF_READ)
+        write = await sftp.open_file("within", p.FXF_READ | p.FXF_WRITE)
+        before = len(node.ops("chunk.put"))
+        await sftp.copy(read, write, 0, 2 * MIB, MIB)  # onto itself, one chunk further
+        await sftp.copy(read, write, MIB, MIB, 0)  # of what stood there before
+        shared = len(node.ops("chunk.put")) - before
+        await sftp.copy(read, write, 5, 100, 60)
+        await sftp.close_handle(write)
+        assert await sftp.read(read, MIB, 9) == DATA[MIB : MIB + 9], "who reads keeps the version"
+        return shared
+    assert run(node, test) == 0
+    wanted = bytearray(DATA[MIB : 2 * MIB] + DATA[: 2 * MIB] + DATA[3 * MIB:])
+    wanted[60:160] = DATA[5:105]
+    assert node.content("within") == wanted
+    assert node.files["anna"][b"within",].digest == ""
+
+
+def test_a_part_of_a_huge_sparse_file_is_copied_across_the_edge_of_its_index(node: FakeNode) -> None:
+    edge = IDS_PER_INDEX * MIB
+
+    async def test(sftp: RawSftp) -> tuple[int, bytes]:
+        write = await sftp.open_file("vast", PUT)
+        await sftp.write(write, edge - 5, b"the edge of it")
+        await sftp.fsetstat(write, FileAttrs(size=1 << 40))
+        await sftp.close_handle(write)
+        read, write = await sftp.open_file("vast", p.FXF_READ), await sftp.open_file("part", RW_CREAT)
+        before = len(node.ops("chunk.put"))
+        await sftp.copy(read, write, edge - 2 * MIB, 4 * MIB, 0)
+        await sftp.copy(read, write, edge - 5, 14, 9 * MIB)
+        puts = len(node.ops("chunk.put")) - before
+        await sftp.close_handle(write)
+        far = await sftp.open_file("far", RW_CREAT)
+        await sftp.copy(read, far, edge - MIB, 2 * MIB, (1 << 40) - 2 * MIB)
+        await sftp.close_handle(far)
+        far = await sftp.open_file("far", p.FXF_READ)
+        return puts, await sftp.read(far, (1 << 40) - MIB - 5, 14)
+    puts, words = run(node, test)
+    assert puts <= 1 and words == b"the edge of it", "four chunks are shared; a hole is a chunk of zeros"
+    assert node.content("part") == (bytes(2 * MIB - 5) + b"the edge of it").ljust(9 * MIB, b"\0") + b"the edge of it"
+    assert node.files["anna"][b"far",].manifest.size == 1 << 40
 
 
 def test_a_copy_ends_with_its_session(own_node: FakeNode) -> None:
