@@ -85,3 +85,8 @@ def test_reuploads(tmp_path: Path) -> None:
     (line,) = run("bench/reuploads.py", "--mb", "8", "--rounds", "1", "--dir", str(tmp_path))
     written = {row["kind"]: row["written_mb"] for row in json.loads(line)["rows"]}
     assert written["new"] > 23 and written["same"] < 4
+
+
+def test_index_memory() -> None:
+    rows = json.loads(run("bench/index_memory.py", "--chunks", "1000000")[0])
+    assert [row["way"] for row in rows] == ["load", "add"] and all(row["chunks"] == 1_000_000 for row in rows)

@@ -1,8 +1,9 @@
-"""Chunk id -> locations in about 50 bytes a chunk, where a dict takes over 200.
+"""Chunk id -> locations in about 50 bytes a chunk of a large store, where a dict takes over 200.
 
 Chunk ids are evenly spread, so their first two bytes are a perfect hash: 65,536 buckets, each one bytearray of packed
 40-byte entries (30 B rest of the id | u32 offset | u24 length | u24 segment number), searched with `bytearray.find`. At
-a million chunks a bucket has 15 entries and a look-up takes about a microsecond. Empty, the table takes 4 MiB.
+a million chunks a bucket has 15 entries and a look-up takes about two microseconds. Empty, the table takes 4 MiB. With
+all that the allocator wastes: 71 bytes a chunk at a million, 51 at ten million (bench/index_memory.py).
 """
 
 from __future__ import annotations
