@@ -9,6 +9,11 @@ import pytest
 ALLOWED_SKIPS: tuple[str, ...] = (
     "rclone is missing",
     "lftp is missing",
+    "psftp is missing",
+    "pscp is missing",
+    "dbclient is missing",
+    "curl is missing",
+    " cannot: ",  # tests/e2e/test_clients.py: a client without such a command
     "needs root for network namespaces",
     "needs root to mount a small disk",
     "needs root for loop-mounted disks",
