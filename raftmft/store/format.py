@@ -36,6 +36,7 @@ SEGMENT_SUFFIX, HINT_SUFFIX = ".seg", ".hint"
 
 _SEGMENT = struct.Struct(f">8sI{SALT_SIZE}sI")
 _RECORD = struct.Struct(f">4sI{ID_SIZE}sII")
+_RECORD_START = struct.Struct(f">4sI{ID_SIZE}s")
 _HINT = struct.Struct(f">8sIIQ{SALT_SIZE}s")
 _CRC = struct.Struct(">I")
 SEGMENT_HEADER, RECORD_HEADER, HINT_ENTRY = _SEGMENT.size, _RECORD.size, ID_SIZE + 7
@@ -151,12 +152,11 @@ class RecordCodec:
         return Record(chunk_id, offset + RECORD_HEADER, length, synced)
 
 
-def header_matches(head: bytes, chunk_id: bytes, length: int) -> bool:
-    """Whether a record header names this chunk. No CRC: who asks knows what must stand there, and hashes the data."""
-    if len(head) < RECORD_HEADER:
-        return False
-    magic, found_length, found_id, _, _ = _RECORD.unpack_from(head)
-    return bool(magic == RECORD_MAGIC and found_length == length and found_id == chunk_id)
+def header_matches(record: bytes, chunk_id: bytes, length: int) -> bool:
+    """Whether a record's header names this chunk; its data may follow. No CRC: who asks knows what must stand there,
+    and hashes the data.
+    """
+    return len(record) >= RECORD_HEADER and record.startswith(_RECORD_START.pack(RECORD_MAGIC, length, chunk_id))
 
 
 def pack_entry(chunk_id: bytes, offset: int, length: int) -> bytes:

@@ -6,8 +6,7 @@ import errno
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 from blake3 import blake3
 
@@ -17,6 +16,8 @@ from raftmft.store.format import Place
 
 OPEN_SEGMENTS_MAX = 256
 """How many segments a reader keeps open; beyond it the least recently used one is closed."""
+ONE_READ_MAX = 128 << 10
+"""Up to here a record is read whole, header and data, and copying the data out costs less than a second system call."""
 FIRST_OFFSET = format.SEGMENT_HEADER + format.RECORD_HEADER
 _UNREADABLE = {errno.EIO, errno.EBADMSG, errno.EUCLEAN}
 
@@ -47,13 +48,19 @@ class SegmentReader:
         ChunkCorrupt: damaged, gone or unreadable; take another copy. OSError: the trouble lies elsewhere (no
         descriptors).
         """
-        with self._open(location) as fd:
-            if chunk_id is not None:
-                header = os.pread(fd, format.RECORD_HEADER, location.offset - format.RECORD_HEADER)
-                if not format.header_matches(header, chunk_id, location.length):
-                    raise ChunkCorrupt(f"{_at(location)} is not the chunk {chunk_id.hex()[:16]}")
-            data = files.pread_all(fd, location.length, location.offset)
-        if len(data) != location.length:
+        length, start = location.length, location.offset - format.RECORD_HEADER
+        if chunk_id is None:
+            data = self._pread(location, length, location.offset)
+        elif length <= ONE_READ_MAX:
+            record = self._pread(location, format.RECORD_HEADER + length, start)
+            if not format.header_matches(record, chunk_id, length):
+                raise ChunkCorrupt(f"{_at(location)} is not the chunk {chunk_id.hex()[:16]}")
+            data = record[format.RECORD_HEADER:]
+        else:
+            if not format.header_matches(self._pread(location, format.RECORD_HEADER, start), chunk_id, length):
+                raise ChunkCorrupt(f"{_at(location)} is not the chunk {chunk_id.hex()[:16]}")
+            data = self._pread(location, length, location.offset)
+        if len(data) != length:
             raise ChunkCorrupt(f"{_at(location)} ends after {len(data)} bytes")
         if chunk_id is not None and blake3(data).digest() != chunk_id:
             raise ChunkCorrupt(f"{_at(location)} does not have the hash of chunk {chunk_id.hex()[:16]}")
@@ -66,8 +73,7 @@ class SegmentReader:
         """
         if start < 0 or length < 0 or start + length > location.length:
             raise ValueError(f"bytes {start} to {start + length} are not within a chunk of {location.length}")
-        with self._open(location) as fd:
-            data = files.pread_all(fd, length, location.offset + start)
+        data = self._pread(location, length, location.offset + start)
         if len(data) != length:
             raise ChunkCorrupt(f"{_at(location)} ends after {start + len(data)} bytes")
         return data
@@ -112,9 +118,10 @@ class SegmentReader:
             raise FileNotFoundError(errno.ENOENT, "no segment's name", segment)
         return os.open(os.path.join(self._directory, segment), os.O_RDONLY)
 
-    @contextmanager
-    def _open(self, location: Place) -> Iterator[int]:
-        """The segment's descriptor, which stays open meanwhile. Translates what says that the copy is lost."""
+    def _pread(self, location: Place, length: int, offset: int) -> bytes:
+        """`length` bytes at `offset` of the segment, fewer where it ends. ChunkCorrupt for what says that the copy is
+        lost.
+        """
         segment = location.segment
         if location.offset < FIRST_OFFSET or not 0 < location.length <= format.MAX_CHUNK:
             raise ChunkCorrupt(f"{_at(location)} is no place of a chunk")
@@ -129,7 +136,7 @@ class SegmentReader:
                 else:
                     self._files.move_to_end(segment)
                 file.users += 1
-            yield file.fd
+            return files.pread_all(file.fd, length, offset)
         except FileNotFoundError:
             raise ChunkCorrupt(f"{_at(location)}: the segment is gone") from None
         except OSError as error:

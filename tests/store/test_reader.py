@@ -10,7 +10,8 @@ import pytest
 
 from raftmft.store import files, format
 from raftmft.store.errors import ChunkCorrupt, StoreBroken
-from raftmft.store.reader import SegmentReader
+from raftmft.store.reader import ONE_READ_MAX, SegmentReader
+from raftmft.store.writer import SegmentWriter
 from tests.store.conftest import make
 from tests.store.contract import chunk
 
@@ -114,4 +115,24 @@ def test_another_processs_appends_are_made_durable_with_their_directory_entry(tm
     writer.close()
     reader.sync([where.segment])
     assert open_segments() == before - 2, "the writer's, and once it is sealed the reader's"
+    reader.close()
+
+
+@pytest.mark.parametrize("length", [1, ONE_READ_MAX - 1, ONE_READ_MAX, ONE_READ_MAX + 1, 1 << 20])
+@pytest.mark.parametrize("harm", ["header", "first byte", "last byte", "cut"])
+def test_neither_way_to_read_a_record_gives_out_what_is_damaged(tmp_path, length, harm):
+    wanted = chunk(length, length)
+    writer = SegmentWriter(tmp_path, "w", 2 << 20, reserve_bytes=0)
+    where = writer.append(*wanted)
+    writer.close()
+    reader = SegmentReader(tmp_path)
+    assert reader.read(where, wanted[0]) == wanted[1]
+    with open(tmp_path / where.segment, "r+b") as file:
+        at = {"header": where.offset - 40, "first byte": where.offset}.get(harm, where.offset + length - 1)
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.truncate(at) if harm == "cut" else file.write(bytes((byte ^ 1,)))
+    with pytest.raises(ChunkCorrupt):
+        reader.read(where, wanted[0])
     reader.close()
