@@ -90,3 +90,4 @@ def test_reuploads(tmp_path: Path) -> None:
 def test_index_memory() -> None:
     rows = json.loads(run("bench/index_memory.py", "--chunks", "1000000")[0])
     assert [row["way"] for row in rows] == ["load", "add"] and all(row["chunks"] == 1_000_000 for row in rows)
+    assert all(0 < row["bytes_a_chunk"] <= 64 for row in rows), "what a node's index may take"

@@ -1,4 +1,4 @@
-"""Opening, sealing and adopting; and the table that keeps a chunk in about 50 bytes."""
+"""Opening, sealing and adopting; and the table that keeps a chunk in less than 64 bytes."""
 
 from __future__ import annotations
 
@@ -215,6 +215,14 @@ def test_a_chunk_costs_at_most_64_bytes():
     table.load("a-000001.seg", b"".join(format.pack_entry(chance.randbytes(32), 80, 100) for _ in range(count)))
     assert len(table) == count
     assert (sum(bucket.__sizeof__() for bucket in table._buckets) - empty) / count <= 64
+
+
+def test_ids_that_differ_in_their_first_bits_alone_are_different_chunks():
+    table = ChunkTable()
+    wanted = {bytes((n >> 8, n & 255)) + bytes(30): Location("a-000001.seg", 80 + n, 100) for n in range(1 << 16)}
+    table.load("a-000001.seg", b"".join(format.pack_entry(i, w.offset, w.length) for i, w in wanted.items()))
+    assert set(table.ids()) == set(wanted) and len(table) == len(wanted)
+    assert all(table.get(chunk_id) == where for chunk_id, where in wanted.items())
 
 
 def test_a_failed_seal_leaves_a_segment_that_is_scanned(tmp_path, monkeypatch):
