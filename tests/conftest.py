@@ -14,6 +14,9 @@ ALLOWED_SKIPS: tuple[str, ...] = (
     "dbclient is missing",
     "curl is missing",
     " cannot: ",  # tests/e2e/test_clients.py: a client without such a command
+    "sshfs is missing",
+    "restic is missing",
+    "mounting needs /dev/fuse",
     "needs root for network namespaces",
     "needs root to mount a small disk",
     "needs root for loop-mounted disks",
