@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.clients.base import Cannot, Client, Door
+from tests.e2e.clients.libraries import Asyncssh, Paramiko
 from tests.e2e.clients.programs import Curl, Dropbear, Lftp, Pscp, Psftp, Rclone, Scp, Sftp, SftpRekey
 from tests.e2e.harness import Cluster
 
 CLIENTS: tuple[Client, ...] = (
-    Sftp(), SftpRekey(), Dropbear(), Scp(), Lftp(), Rclone(), Curl(), Psftp(), Pscp())
+    Sftp(), SftpRekey(), Dropbear(), Scp(), Lftp(), Rclone(), Curl(), Psftp(), Pscp(), Paramiko(), Asyncssh())
 MIB = 1 << 20
 ODD_NAME = "ein Wort, ünï & more+50%.txt"
 THEN = 1_500_000_000
