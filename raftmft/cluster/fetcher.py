@@ -34,8 +34,9 @@ class ChunkUnavailable(RaftmftError):
 
 
 class Fetcher:
-    """`get_from(member, id)` gives unverified bytes or None (BulkPool.get); `alive` and `ranking` are those of the
-    Replicator; on_damaged(member, id) is told of a member that gave wrong bytes.
+    """`get_from(member, id)` gives unverified bytes or None (BulkPool.get); `alive` is that of the Replicator;
+    `ranking` gives all who may have a chunk, in the order in which they are asked; on_damaged(member, id) is told of a
+    member that gave wrong bytes.
     """
 
     def __init__(self, me: str, get_from: GetFrom, holdings: Holdings, alive: Callable[[str], bool],

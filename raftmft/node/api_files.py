@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,14 +70,16 @@ class FilesApi:
         placing = self._placing()
         chunks, readable = await self._chunks(row.manifest, placing, call.query.get("first", 0),
                                               call.query.get("limit", DEFAULT_CHUNKS))
-        held = await self._who_holds([chunk.id for chunk in chunks], [member for member, _ in placing.storing])
+        # Who is to store nothing any more (a leaving member) may have the last copy, and readers get it there.
+        storing = {member for member, _ in placing.storing}
+        held = await self._who_holds([chunk.id for chunk in chunks], [member.id for member in placing.members])
         names = {member.id: member.name for member in placing.members}
         silent = sorted(names.get(member, member) for member, answer in held.items() if answer is None)
         holders = [[member for member, answer in held.items() if answer is not None and answer[i]]
                    for i in range(len(chunks))]
         return {
             **_about(row), "replicas": placing.replicas, "silent": silent,
-            "health": health(chunks, holders, silent) if readable else _missing(silent),
+            "health": health(chunks, holders, silent, storing) if readable else _missing(silent),
             "chunks": [
                 {"number": chunk.number, "kind": "index" if chunk.number is None else "data", "id": chunk.id.hex(),
                  "size": chunk.size, "owners": [names.get(member, member) for member in chunk.owners],
@@ -110,13 +112,15 @@ class FilesApi:
         return found + data(range(at, wanted.stop), own[at - manifest.indexed :] if at < wanted.stop else []), True
 
 
-def health(chunks: Sequence[_Chunk], holders: Sequence[Sequence[str]], silent: Sequence[str]) -> str:
-    """"ok": every chunk is on as many members as should hold it; "degraded": some are not; "lost": some are nowhere;
-    "unknown": some were found nowhere, but members are silent that may hold them.
+def health(chunks: Sequence[_Chunk], holders: Sequence[Sequence[str]], silent: Sequence[str],
+           storing: Collection[str]) -> str:
+    """"ok": every chunk is on as many of the `storing` members as should hold it; "degraded": some are not; "lost":
+    some are nowhere; "unknown": some were found nowhere, but members are silent that may hold them.
     """
     if any(not holding for holding in holders):
         return _missing(silent)
-    whole = all(len(holding) >= len(chunk.owners) for chunk, holding in zip(chunks, holders, strict=True))
+    whole = all(sum(member in storing for member in holding) >= len(chunk.owners)
+                for chunk, holding in zip(chunks, holders, strict=True))
     return "ok" if whole else "degraded"
 
 

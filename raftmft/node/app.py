@@ -156,7 +156,7 @@ class Node:
         self.pool = BulkPool(lambda member: hello.dial(
             me, member, self.roster.peer_addresses()[member], "bulk", self.roster.directory))
         self.replicator = Replicator(self.me, self.pool.chain, self.view.alive, self.links.hears, self.view.ranking)
-        self.fetcher = Fetcher(self.me, self.pool.get, self.holdings, self.view.alive, self.view.ranking)
+        self.fetcher = Fetcher(self.me, self.pool.get, self.holdings, self.view.alive, self.view.places)
         self.repairer = Repairer(self.state.manifests_since, self.view.owns,
                                  lambda: self.state.applied, self.holdings, self.fetcher, self.data_dir.repair_mark,
                                  placement=self.placement,

@@ -77,6 +77,13 @@ class ClusterView:
         """All storing members in the order of a chunk's rendezvous."""
         return placement.ranking(chunk_id, self.storing())
 
+    def places(self, chunk_id: bytes) -> tuple[str, ...]:
+        """All members in the order in which they are asked for a chunk: who is to store nothing any more (a leaving
+        member) comes last, and may have the last copy.
+        """
+        ranking = self.ranking(chunk_id)
+        return (*ranking, *(member.id for member in self.members() if member.id not in ranking))
+
     def owns(self, chunk_id: bytes) -> bool:
         """Whether this member should hold the chunk."""
         return self._seed.me in placement.owners(chunk_id, self.storing(), self.replicas())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -114,3 +115,27 @@ def test_drain_mode_weight_and_leadership(cluster: Cluster) -> None:
     assert [(m["mode"], m["weight"]) for m in listed if m["name"] == third] == [("standby", 250)]
     refused = cluster.run("member", "remove", "nobody", "--force", check=False)
     assert refused.returncode == 1 and b"there is no member" in refused.stderr
+
+
+def test_what_only_a_leaving_member_has_is_shown_read_and_taken_over(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(os.urandom(12 << 20))
+    cluster = Cluster(tmp_path / "c", 3)
+    try:
+        one, _, goes = cluster.start().names
+        cluster.run("config", "set", "replicas", "1")
+        cluster.sftp(goes, f"put {source} file")
+
+        def holders() -> set[str]:
+            told = json.loads(cluster.run("file", "show", "/demo/file", "-o", "json", node=one).stdout)
+            assert told["health"] in ("ok", "degraded")
+            return {name for chunk in told["chunks"] if len(chunk["holders"]) == 1 for name in chunk["holders"]}
+
+        assert goes in holders(), "12 chunks, and it has none of them alone"
+        cluster.run("member", "remove", goes, node=one)
+        wait_for("the end of the removed node", lambda: not process_is_alive(cluster.pid_or(goes)))
+        assert goes not in holders()
+        cluster.sftp(one, f"get file {tmp_path}/got")
+        assert (tmp_path / "got").read_bytes() == source.read_bytes()
+    finally:
+        cluster.stop()

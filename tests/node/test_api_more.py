@@ -56,7 +56,7 @@ class Files:
     """The files' routes over made-up holders."""
 
     def __init__(self, world: World, holders: dict[bytes, list[str]], silent: Sequence[str] = (),
-                 index: dict[bytes, bytes] | None = None, replicas: int = 2) -> None:
+                 index: dict[bytes, bytes] | None = None, replicas: int = 2, storing: Sequence[str] = ALL) -> None:
         async def who(ids: Sequence[bytes], members: Sequence[str]) -> dict[str, list[bool] | None]:
             return {m: None if m in silent else [m in holders.get(i, ()) for i in ids] for m in members}
 
@@ -65,7 +65,7 @@ class Files:
                 raise RaftmftError("nobody has it")
             return index[chunk_id]
 
-        placing = Placing(MEMBERS, [(m.id, 100) for m in MEMBERS], replicas)
+        placing = Placing(MEMBERS, [(member, 100) for member in storing], replicas)
         self.client = Client(FilesApi(world.state, world, lambda: placing, who, read).operations())  # type: ignore[arg-type]
 
     async def show(self, path: str = "/ann/f", **query: Any) -> Any:
@@ -89,6 +89,18 @@ async def test_a_files_health(world: World, held: list[list[str]], silent: list[
     assert (value["size"], value["digest"], value["depth"], value["chunk_count"]) == (CHUNK_SIZE + 5, "d1", 0, 2)
     assert [chunk["size"] for chunk in value["chunks"]] == [CHUNK_SIZE, 5]
     assert all(len(chunk["owners"]) == 2 for chunk in value["chunks"])
+
+
+@pytest.mark.parametrize(("held", "silent", "health"), [
+    (["id-n3"], [], "degraded"), (["id-n1", "id-n3"], [], "degraded"), (ALL, [], "ok"), (ALL[:2], ["id-n3"], "ok"),
+    ([], [], "lost"), ([], ["id-n3"], "unknown")])
+async def test_what_a_leaving_member_still_has_is_shown_and_not_lost_but_no_copy_that_stays(
+        world: World, held: list[str], silent: list[str], health: str) -> None:
+    put(world, Manifest(5, 0, IDS[0]))
+    value = await Files(world, {IDS[0]: held}, silent, storing=ALL[:2]).show()
+    (chunk,) = value["chunks"]
+    assert (value["health"], chunk["holders"]) == (health, [member.removeprefix("id-") for member in held])
+    assert chunk["owners"] and "n3" not in chunk["owners"]
 
 
 async def test_an_empty_file_is_well(world: World) -> None:

@@ -36,6 +36,11 @@ def test_only_where_witnesses_vote_may_fewer_than_a_quorum_keep_a_chunk(
     assert view(modes, away, quorum).write_quorum() == expected
 
 
+def test_who_stores_nothing_any_more_is_asked_last_for_a_chunk() -> None:
+    made = view("sswsw")
+    assert made.places(b"x" * 32) == (*made.ranking(b"x" * 32), "c", "e") and len(made.ranking(b"x" * 32)) == 3
+
+
 def test_a_link_that_talks_is_believed_when_gossip_is_not() -> None:
     made = view("ssw", "b")
     made._hears = lambda member: member == "b"
