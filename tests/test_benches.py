@@ -74,9 +74,11 @@ def test_links() -> None:
 
 
 def test_ingest(tmp_path: Path) -> None:
-    (line,) = run("bench/ingest.py", "--mib", "70", "--rounds", "1", "--dir", str(tmp_path))
+    (line,) = run("bench/ingest.py", "--mib", "70", "--rounds", "1", "--idle-s", "1", "--dir", str(tmp_path))
     told = json.loads(line)
     assert all(told[way]["mb_per_s"] > 0 and told[way]["left_to_repair"] == 0 for way in ("chain", "fan-out"))
+    assert told["idle_cpu_s_per_s"] > 0
+    assert all(0 < told[way]["bare_cpu_s_per_gb"] < told[way]["cpu_s_per_gb"] for way in ("chain", "fan-out"))
     first, *others = told["counts"]
     assert first["chained"] and all(node["passed_on"] for node in others)
 
