@@ -93,3 +93,10 @@ def test_index_memory() -> None:
     rows = json.loads(run("bench/index_memory.py", "--chunks", "1000000")[0])
     assert [row["way"] for row in rows] == ["load", "add"] and all(row["chunks"] == 1_000_000 for row in rows)
     assert all(0 < row["bytes_a_chunk"] <= 64 for row in rows), "what a node's index may take"
+
+
+def test_memory(tmp_path: Path) -> None:
+    (line,) = run("bench/memory.py", "--files", "2", "--mib", "8", "--dir", str(tmp_path))
+    rows = json.loads(line)["rows"]
+    assert [row["way"] for row in rows] == ["put", "get"]
+    assert all(row["node_mib"] > 10 and row["worker_mib"] > 10 for row in rows)
