@@ -1,5 +1,5 @@
 """Contract 3: the clients that people use, each through every scenario that it has verbs for: it works at one node, and
-another client sees the outcome at another. tests/e2e/clients holds the clients.
+another client sees the outcome at another. tests/e2e/clients holds the clients; `./scripts/clients` prints the table.
 """
 
 from __future__ import annotations
