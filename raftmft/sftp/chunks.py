@@ -90,6 +90,7 @@ class ChunkWriter:
         async with self.in_flight:
             chunk_id, place = await self.append_new(data)
             assert place is not None
+            del data  # it need not stay in memory while it is copied
             await self.put(upload, chunk_id, place, is_index=is_index)
             return chunk_id
 

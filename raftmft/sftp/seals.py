@@ -132,6 +132,7 @@ class Seals:
                 chunk_id, place = await self._stored(data, digest)
                 self._table.set(number, chunk_id, len(data))
                 self._bytes[number] = None
+                del data  # or a megabyte more would stay in memory for each put that is under way
                 self._budget.left()
                 is_held = False
                 self.changed.ring()
