@@ -263,7 +263,15 @@ def while_one_is_installed(rounds: Rounds, rng: random.Random) -> None:
     others = [cluster.folder / name / "raft" for name in cluster.names if name != away]
     end = _newest(cluster.folder / away / "raft")
     cluster.kill_nodes(away)
-    wait_for("the others to drop what it lacks", lambda: all(_oldest(folder) > end for folder in others), 90)
+    serving = next(name for name in cluster.names if name != away)
+    more = "".join(f"mkdir more{number}\nrmdir more{number}\n" for number in range(15))
+
+    def have_dropped() -> bool:
+        # It may have served every client, or have been its door: somebody must go on writing.
+        cluster.sftp(serving, more, check=False)
+        return all(_oldest(folder) > end for folder in others)
+
+    wait_for("the others to drop what it lacks", have_dropped, 90)
     fetched = cluster.log(away).count("fetching its snapshot")
     cluster.switch_on(away)
     wait_for("an install", lambda: cluster.log(away).count("fetching its snapshot") > fetched, 60)
