@@ -1,7 +1,8 @@
 """What the open uploads of one session keep in memory, and which bytes of an upload are contiguous from its start.
 
 A slot that is being written lies in memory as a `Slot`, at most 1 MiB. All slots of a session together, those on their
-way to the store included, are bounded by MOST_SLOTS; beyond it the oldest one is stored and let go of.
+way to the store included, are bounded by MOST_SLOTS, and those of all sessions of a worker by WORKER_SLOTS and
+LEAST_SLOTS; beyond it the session's oldest one is stored and let go of.
 """
 
 from __future__ import annotations
@@ -10,12 +11,17 @@ import asyncio
 from bisect import insort
 from collections import OrderedDict
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     from raftmft.sftp.upload import Upload
 
 MOST_SLOTS = 16
 """MiB of file content that one session's uploads keep in memory, at most."""
+WORKER_SLOTS = 48
+"""MiB that the uploads of all sessions of a worker keep in memory, but for LEAST_SLOTS of each."""
+LEAST_SLOTS = 2
+"""What a session may always keep: any write touches at most so many, so it never waits for another session."""
 MOST_ISLANDS = 256
 
 
@@ -78,11 +84,29 @@ class Bell:
                 waiter.set_result(None)
 
 
+class WorkerBudget:
+    """The slots in memory of all sessions of a worker. A session that is gone counts as long as its bytes are there."""
+
+    def __init__(self, most_slots: int = WORKER_SLOTS) -> None:
+        self._most = most_slots
+        self._budgets: WeakSet[Budget] = WeakSet()
+
+    def has_room(self, slots: int) -> bool:
+        """Whether so many more slots may be taken into memory."""
+        return sum(budget.held for budget in self._budgets) + slots <= self._most
+
+    def budget(self) -> Budget:
+        """That of a new session."""
+        made = Budget(worker=self)
+        self._budgets.add(made)
+        return made
+
+
 class Budget:
     """One session's slots in memory, over all its uploads."""
 
-    def __init__(self, most_slots: int = MOST_SLOTS) -> None:
-        self._most = most_slots
+    def __init__(self, most_slots: int = MOST_SLOTS, worker: WorkerBudget | None = None) -> None:
+        self._most, self._worker = most_slots, worker
         # By the object and not by the upload's id: an upload that is written again over a newer base has the same one.
         self._slots: OrderedDict[tuple[Upload, int], None] = OrderedDict()
         self._leaving = 0
@@ -90,7 +114,14 @@ class Budget:
 
     def has_room(self, slots: int) -> bool:
         """Whether so many more slots may be taken into memory."""
-        return len(self._slots) + self._leaving + slots <= self._most
+        total = self.held + slots
+        return total <= self._most and (
+            total <= LEAST_SLOTS or self._worker is None or self._worker.has_room(slots))
+
+    @property
+    def held(self) -> int:
+        """How many slots are in memory, those on their way to the store included."""
+        return len(self._slots) + self._leaving
 
     async def push_out(self) -> None:
         """Begins to store the oldest slot, which makes room once it is stored, or waits for something to change."""

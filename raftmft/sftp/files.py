@@ -28,10 +28,10 @@ MOST_HANDLES = 256
 class Session:
     """One authenticated session, as its node knows it by `id`."""
 
-    def __init__(self, number: int, user: str, uid: int, address: str) -> None:
+    def __init__(self, number: int, user: str, uid: int, address: str, budget: Budget) -> None:
         self.id, self.user, self.uid, self.address = number, user, uid, address
         self.user_bytes = user.encode("utf-8", "replace")
-        self.budget = Budget()
+        self.budget = budget
         self.handle_count = 0
         self._uploads: dict[int, Upload] = {}
         self.ended = asyncio.Event()

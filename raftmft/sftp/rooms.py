@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from raftmft.core.errors import RaftmftError
 from raftmft.core.outcome import Code
+from raftmft.sftp.buffers import WorkerBudget
 from raftmft.sftp.checking import Checker
 from raftmft.sftp.checkpoint import TICK_S
 from raftmft.sftp.chunks import ChunkWriter
@@ -45,6 +46,7 @@ class Rooms:
         self._reasons: dict[int, str] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self.traffic = Traffic()
+        self.memory = WorkerBudget()
         self.handed_over = 0
         """Connections that came through the door. The node counts each until the load is told again."""
 

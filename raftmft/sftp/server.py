@@ -283,7 +283,8 @@ class Server(asyncssh.SSHServer):
         except RaftmftError as trouble:
             log.info("a login could not be committed: %s", trouble, extra=fields(user=user, address=client.address))
             return False
-        self.session = Session(int(answer["session"]), user, int(answer["uid"]), client.address)
+        self.session = Session(int(answer["session"]), user, int(answer["uid"]), client.address,
+                               self._rooms.memory.budget())
         self._rooms.entered(self)
         return True
 

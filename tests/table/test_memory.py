@@ -11,7 +11,7 @@ import pytest
 from raftmft.core.manifest import CHUNK_SIZE
 from raftmft.sftp import packets as p
 from raftmft.sftp.attrs import FileAttrs
-from raftmft.sftp.buffers import MOST_SLOTS, Budget, Slot
+from raftmft.sftp.buffers import LEAST_SLOTS, MOST_SLOTS, Budget, Slot, WorkerBudget
 from raftmft.sftp.upload import Upload
 from tests.table.world import Client, TwoNodes
 
@@ -76,3 +76,32 @@ def test_a_random_writer_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         await cluster.close()
     asyncio.run(main())
     assert 4 < watch.slots <= MOST_SLOTS and watch.bytes <= MOST_SLOTS * CHUNK_SIZE
+
+
+@pytest.mark.parametrize("how", ["in order", "at random"])
+def test_all_sessions_of_a_worker_are_bounded_and_none_waits_for_ever(tmp_path: Path, how: str) -> None:
+    sessions, most, size, rng = 6, 8, 12 * CHUNK_SIZE, random.Random(how)
+    budget, peak = WorkerBudget(most), 0
+
+    async def upload(sftp: Client, name: str) -> None:
+        nonlocal peak
+        content = bytearray(rng.randbytes(size))
+        offsets = list(range(0, size, p.MAX_DATA))
+        if how == "at random":
+            rng.shuffle(offsets)
+        handle = await sftp.open_file(name, p.FXF_WRITE | p.FXF_CREAT | p.FXF_TRUNC)
+        for offset in offsets:
+            await sftp.write(handle, offset, content[offset : offset + p.MAX_DATA])
+            peak = max(peak, sum(one.held for one in budget._budgets))
+        await sftp.close_handle(handle)
+        assert await sftp.read_all(name) == content
+
+    async def main() -> None:
+        cluster = TwoNodes(tmp_path, ["ann"])
+        cluster.nodes[0].rooms.memory = budget
+        clients = [await cluster.login("ann", 0) for _ in range(sessions)]
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(upload(sftp, f"f{n}") for n, sftp in enumerate(clients)))
+        await cluster.close()
+    asyncio.run(main())
+    assert most < peak <= most + sessions * LEAST_SLOTS

@@ -90,7 +90,7 @@ class Node:
     async def login(self, user: str) -> Client:
         """A session, with one SFTP channel."""
         number = self.cluster.world.login(user, f"id-{self.name}")
-        session = Session(number, user, 1000, "192.0.2.1:5000")
+        session = Session(number, user, 1000, "192.0.2.1:5000", self.rooms.memory.budget())
         self.worker.sessions[number] = user
         server: Any = _Server(session)
         self.rooms.came(server)
