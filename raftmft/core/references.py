@@ -8,7 +8,10 @@ from __future__ import annotations
 import sqlite3
 from typing import NamedTuple
 
-from raftmft.core.manifest import Manifest
+from raftmft.core.manifest import CHUNK_SIZE, Manifest
+
+LEAST_OFFERED = 64 << 10
+"""Smaller chunks are never looked for: small files are to cost a put and a commit, and the bytes saved are few."""
 
 
 class Published(NamedTuple):
@@ -30,20 +33,21 @@ class References:
         row = self._db.execute("SELECT max(version) FROM inodes WHERE uid = ? AND version > 0", (uid,)).fetchone()
         return int(row[0] or 0)
 
-    def published(self, uid: int, after: int, most_chunks: int) -> list[Published]:
-        """The home's files that were published after Raft index `after`, the latest first, until they have together
-        `most_chunks` chunks or more.
+    def chunks_since(self, uid: int, after: int) -> int:
+        """How many chunks, at most, the home's files have that were published after Raft index `after`."""
+        (chunks,) = self._db.execute(
+            f"SELECT coalesce(sum((size + {CHUNK_SIZE - 1}) / {CHUNK_SIZE}), 0) FROM inodes "
+            "WHERE uid = ? AND version > ? AND version > 0 AND size >= ?", (uid, after, LEAST_OFFERED)).fetchone()
+        return int(chunks)
+
+    def published(self, uid: int, after: int, before: int, limit: int) -> list[Published]:
+        """The home's files that were published after Raft index `after` and before `before`, the latest first, `limit`
+        of them at most and none smaller than LEAST_OFFERED.
         """
-        found, chunks = [], 0
-        for file, version, size, depth, ids in self._db.execute(
-                "SELECT id, version, size, depth, ids FROM inodes WHERE uid = ? AND version > ? AND version > 0 "
-                "ORDER BY version DESC", (uid, after)):
-            manifest = Manifest(size, depth, ids)
-            found.append(Published(file, version, manifest))
-            chunks += manifest.chunk_count
-            if chunks >= most_chunks:
-                break
-        return found
+        rows = self._db.execute(
+            "SELECT id, version, size, depth, ids FROM inodes WHERE uid = ? AND version > ? AND version > 0 "
+            "AND version < ? AND size >= ? ORDER BY version DESC LIMIT ?", (uid, after, before, LEAST_OFFERED, limit))
+        return [Published(file, version, Manifest(size, depth, ids)) for file, version, size, depth, ids in rows]
 
     def is_current(self, uid: int, file: int, version: int) -> bool:
         """Whether a file of the home, with a name, still has this version."""

@@ -6,14 +6,17 @@ the latest first, and adds what was published since each time an upload begins. 
 the number of a file version; that the file still has that version is asked of the state at each hit. So the set need
 not follow what is removed or replaced, and what it says is true at that moment; what it does not know only costs room.
 
-Entries lie sorted in a few runs, 16 bytes each, where a dict would take over 100. Bounds: HOME_CHUNKS of one home, and
-MOST_CHUNKS of all together; the home that was used least recently is forgotten first.
+Entries lie sorted in a few runs, 16 bytes each, where a dict would take over 100; a file takes 16 more. Bounds:
+HOME_CHUNKS of one home, and MOST_CHUNKS of all together; the home that was used least recently is forgotten first.
+Manifests are read PAGE at a time. Files of less than LEAST_OFFERED (core/references.py) are left out: none of their
+chunks is ever asked for.
 """
 
 from __future__ import annotations
 
 import logging
 import sqlite3
+from array import array
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -35,6 +38,8 @@ ENTRY = PREFIX + NUMBER
 """Somebody who wants to be told of another home's chunk would have to find 96 bits of its id by chance."""
 SLICE, RUN = 1 << 13, 1 << 16
 """Entries sorted at once (a few milliseconds in which no other thread runs), and the longest run."""
+PAGE = 1 << 10
+"""Manifests in memory at once; with up to 2 KiB of ids each."""
 LOAD_LIMIT_S = 2.0
 """How long an upload waits for its home's set; its first chunks are then stored, whether they are there or not."""
 READERS = 2
@@ -47,12 +52,22 @@ class Home:
     """The set of one home."""
 
     def __init__(self) -> None:
-        self.files: list[tuple[int, int]] = []
+        self.files, self.versions = array("Q"), array("Q")
         self.runs: list[bytes] = []
         self.through = 0
 
     def __len__(self) -> int:
         return sum(map(len, self.runs)) // ENTRY
+
+    def clear(self) -> None:
+        """Nothing is known."""
+        self.files, self.versions, self.runs = array("Q"), array("Q"), []
+
+    def number(self, file: int, version: int) -> bytes:
+        """A file's version is known from now on, by this number."""
+        self.files.append(file)
+        self.versions.append(version)
+        return (len(self.files) - 1).to_bytes(NUMBER, "big")
 
     def add(self, entries: list[bytes]) -> None:
         """At most SLICE more entries. For a thread: it takes milliseconds."""
@@ -69,7 +84,8 @@ class Home:
             keys = _Keys(run)
             at = bisect_left(keys, key)
             while at < len(keys) and keys[at] == key:
-                yield self.files[int.from_bytes(run[at * ENTRY + PREFIX : (at + 1) * ENTRY], "big")]
+                number = int.from_bytes(run[at * ENTRY + PREFIX : (at + 1) * ENTRY], "big")
+                yield self.files[number], self.versions[number]
                 at += 1
 
 
@@ -150,37 +166,46 @@ class Homes:
             self._homes.popitem(last=False)
 
     async def _add_published(self, uid: int, home: Home) -> None:
-        newest, most = self._references().newest(uid), self._home_chunks // 2
-        published = await trio.to_thread.run_sync(self._read, uid, home.through, most, limiter=self._limit)
-        if len(home) and len(home) + sum(found.manifest.chunk_count for found in published) > self._home_chunks:
+        newest, after = self._references().newest(uid), home.through
+        if len(home) and len(home) + self._references().chunks_since(uid, after) > self._home_chunks:
             # Most of what stands in it is of versions long gone, or of old files.
-            home.files, home.runs = [], []
-            published = await trio.to_thread.run_sync(self._read, uid, 0, most, limiter=self._limit)
-        entries: list[bytes] = []
-        for found in published:
-            number = len(home.files).to_bytes(NUMBER, "big")
-            home.files.append((found.file, found.version))
-            index_ids = dict.fromkeys(found.manifest.index_ids())
-            for ids in index_ids if found.manifest.depth else [found.manifest.ids]:
-                if found.manifest.depth:
-                    try:
-                        ids = bytes(await self._read_index(ids))
-                    except (RaftmftError, OSError):
-                        continue  # what it names is stored again
-                for some in distinct_ids(ids, SLICE):
-                    entries += [chunk_id[:PREFIX] + number for chunk_id in some]
-                    if len(entries) >= SLICE:
-                        await trio.to_thread.run_sync(home.add, entries, limiter=self._limit)
-                        entries = []
-                        if len(home) > self._home_chunks:
-                            break
+            home.clear()
+            after = 0
+        chunks, before, entries = 0, newest + 1, list[bytes]()
+        while chunks < self._home_chunks // 2:
+            published = await trio.to_thread.run_sync(self._read, uid, after, before, limiter=self._limit)
+            if not published:
+                break
+            for found in published:
+                await self._add_ids(home, found, entries)
+                chunks, before = chunks + found.manifest.chunk_count, found.version
+                if chunks >= self._home_chunks // 2:
+                    break
         await trio.to_thread.run_sync(home.add, entries, limiter=self._limit)
         home.through = newest
 
-    def _read(self, uid: int, after: int, most_chunks: int) -> list[Published]:
+    async def _add_ids(self, home: Home, found: Published, entries: list[bytes]) -> None:
+        """A version's chunks are in `entries`, or already in the home's set, as far as its bound allows."""
+        number = home.number(found.file, found.version)
+        index_ids = dict.fromkeys(found.manifest.index_ids())
+        for ids in index_ids if found.manifest.depth else [found.manifest.ids]:
+            if found.manifest.depth:
+                try:
+                    ids = bytes(await self._read_index(ids))
+                except (RaftmftError, OSError):
+                    continue  # what it names is stored again
+            for some in distinct_ids(ids, SLICE):
+                entries += [chunk_id[:PREFIX] + number for chunk_id in some]
+                if len(entries) >= SLICE:
+                    await trio.to_thread.run_sync(home.add, entries[:], limiter=self._limit)
+                    entries.clear()
+                    if len(home) > self._home_chunks:
+                        break
+
+    def _read(self, uid: int, after: int, before: int) -> list[Published]:
         reader = open_reader(self._state_path)
         try:
-            return References(reader).published(uid, after, most_chunks)
+            return References(reader).published(uid, after, before, PAGE)
         finally:
             reader.close()
 

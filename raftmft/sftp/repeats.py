@@ -10,8 +10,8 @@ What is measured (bench/reuploads.py): an upload of new bytes pays for one offer
 
 from __future__ import annotations
 
-LEAST_OFFERED = 64 << 10
-"""Smaller chunks are not offered: small files are to cost a put and a commit, and the bytes saved are few."""
+from raftmft.core.references import LEAST_OFFERED
+
 PATIENCE = 8
 """Offers in vain, one after the other, after which only now and then one is made."""
 PROBE_EVERY = 16

@@ -14,6 +14,7 @@ from raftmft.cluster.hello import PeerUnreachable
 from raftmft.core import commands as c
 from raftmft.core.errors import RaftmftError
 from raftmft.core.manifest import CHUNK_SIZE, IDS_PER_INDEX, Manifest
+from raftmft.core.references import LEAST_OFFERED
 from raftmft.node.chunks import Chunks
 from raftmft.node.hits import MOST_IDS, OPERATION, Hits
 from raftmft.node.homes import LOAD_LIMIT_S, SLICE, Homes
@@ -307,3 +308,21 @@ async def test_an_upload_waits_for_its_set_and_others_share_the_reading(
     gate.set()
     await homes.refresh(uid(state, "ann"))
     assert homes.refers(uid(state, "ann"), b"x" * 32) and reads == [b"i" * 32]
+
+
+async def test_manifests_are_read_in_pages_and_small_files_left_out(
+        state: World, cluster: Cluster, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raftmft.node.homes.PAGE", 3)
+    session = state.login("ann")
+    for seed in range(1, 9):
+        state.put(session, f"file{seed}", LEAST_OFFERED + 2 * MIB, seed=seed)
+        state.put(session, f"small{seed}", LEAST_OFFERED - 1, seed=100 + seed)
+        state.put(session, f"empty{seed}", 0)
+    homes = homes_of(state, nursery, cluster)
+    await nursery.start(homes.run)
+    ann = uid(state, "ann")
+    await homes.refresh(ann)
+    for seed in range(1, 9):
+        assert all(homes.refers(ann, found) for found in ids_of(LEAST_OFFERED + 2 * MIB, seed))
+        assert not homes.refers(ann, ids_of(LEAST_OFFERED - 1, 100 + seed)[0])
+    assert len(homes._homes[ann].files) == 8 and homes.chunks == 24
