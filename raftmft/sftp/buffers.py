@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MOST_SLOTS = 16
 """MiB of file content that one session's uploads keep in memory, at most."""
-WORKER_SLOTS = 48
+WORKER_SLOTS = 32
 """MiB that the uploads of all sessions of a worker keep in memory, but for LEAST_SLOTS of each."""
 LEAST_SLOTS = 2
 """What a session may always keep: any write touches at most so many, so it never waits for another session."""
