@@ -204,7 +204,7 @@ class PoweredCluster(Cluster):
         ended = [name for name, node in self.nodes.items() if node.poll() is not None]
         if ended:
             return f"{ended[0]} does not start: {self.log(ended[0]).strip().splitlines()[-1]}"
-        late = [name for name, wait in waits.items() if wait.returncode]
+        late = [name for name, wait in waits.items() if wait.returncode not in (0, 3)]  # 3: degraded, and serves
         if late:
             last = self.log(late[0]).strip().splitlines()[-3:]
             return f"{late} are not ready after 60 s; the log of {late[0]} ends with {last}"
