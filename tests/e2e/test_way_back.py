@@ -52,6 +52,17 @@ def replaced(hosts: Hosts, by: Host, host: Host) -> None:
     hosts.start(host)
 
 
+def come_back(hosts: Hosts, survivor: Host, *others: Host) -> None:
+    """What README says: one goes on alone, the others join it again. No node runs before, all do afterwards."""
+    recover(hosts, survivor)
+    hosts.start(survivor)
+    hosts.wait_ready(survivor)
+    for host in others:
+        replaced(hosts, survivor, host)
+        hosts.wait_ready(host)
+    hosts.wait_members(survivor, 1 + len(others))
+
+
 def no_quorum(hosts: Hosts, host: Host) -> None:
     wait_for("no quorum", lambda: hosts.run("status", "--data-dir", str(host.data_dir)).returncode == 4, 30)
 
@@ -71,13 +82,7 @@ def test_every_certificate_has_expired(hosts: Hosts, clock_library: Path) -> Non
     for host in every:
         hosts.end(host)
     old = expires_at(DataDir(a.data_dir).certificates.certificate.read_bytes())
-    recover(hosts, a)
-    hosts.start(a)
-    hosts.wait_ready(a)
-    for host in (b, c):
-        replaced(hosts, a, host)
-        hosts.wait_ready(host)
-    hosts.wait_members(a, 3)
+    come_back(hosts, a, b, c)
     assert names(hosts, b) == ["a", "b", "c"]
     for host in every:
         assert expires_at(DataDir(host.data_dir).certificates.certificate.read_bytes()) > old
@@ -115,13 +120,7 @@ def test_every_host_has_another_address(hosts: Hosts) -> None:
     no_quorum(hosts, b)
     for host in every:
         hosts.end(host)
-    recover(hosts, b)
-    hosts.start(b)
-    hosts.wait_ready(b)
-    for host in (a, c):
-        replaced(hosts, b, host)
-        hosts.wait_ready(host)
-    hosts.wait_members(b, 3)
+    come_back(hosts, b, a, c)
     assert {m["name"]: m["host"] for m in hosts.members(c)} == {
         "a": "127.0.0.2", "b": "127.0.0.3", "c": "127.0.0.4"}
     hosts.end(b)

@@ -37,9 +37,8 @@ class SlowOwners:
 
 
 async def run(folder: Path) -> None:
-    owners = SlowOwners()
-    writer = ChunkWriter(owners, str(folder), "w", 64 << 20, lambda _: None)  # type: ignore[arg-type]
-    reader = ChunkReader(owners, str(folder))  # type: ignore[arg-type]
+    link: Any = (owners := SlowOwners())
+    writer, reader = ChunkWriter(link, str(folder), "w", 64 << 20, lambda _: None), ChunkReader(link, str(folder))
     budget = Budget()
     seals = Seals(writer, SlotTable(Content(reader, EMPTY)), budget, 1, WINDOW, lambda _: None)
     seen = []

@@ -31,14 +31,27 @@ class Door:
                 "-o", f"UserKnownHostsFile={self.known_hosts}"]
 
 
-class Cannot(Exception):
-    """This client has no such verb; the text says why."""
+WHY_NOT = {
+    "put": "it does not upload",
+    "get": "it does not download",
+    "put_tree": "it knows files only",
+    "get_tree": "it knows files only",
+    "names": "it lists nothing",
+    "make": "it makes no directories",
+    "rename": "it does not rename",
+    "remove": "it does not remove",
+    "unmake": "it removes no directories",
+    "go_on_putting": "it begins anew, or its way to go on is not tested",
+    "go_on_getting": "it begins anew, or its way to go on is not tested",
+    "login": "its login by password is not tested",
+}
+"""Of verbs that some clients have not, or are not tested for."""
 
 
 @dataclass(frozen=True)
 class Client:
-    """One client. Paths on the server are absolute texts. A verb that fails raises; one that is missing raises
-    Cannot. `keeps_times`: what get and put carry over besides the content, when asked to.
+    """One client. Paths on the server are absolute texts. A verb that fails raises; which are missing is told by
+    `lacks`. `keeps_times`: what get and put carry over besides the content, when asked to.
     """
 
     programs: ClassVar[tuple[str, ...]] = ()
@@ -56,53 +69,57 @@ class Client:
         absent = [program for program in self.programs if shutil.which(program) is None]
         return f"{absent[0]} is missing: apt-get install {self.package}" if absent else ""
 
+    def lacks(self, *verbs: str) -> str:
+        """Why the first of these verbs that the client does not have is not there; "" if it has all."""
+        return next((WHY_NOT[verb] for verb in verbs if getattr(type(self), verb) is getattr(Client, verb)), "")
+
     def put(self, door: Door, local: Path, remote: str) -> None:
         """Uploads a file, with its times if the client keeps them."""
-        raise Cannot("it does not upload")
+        raise NotImplementedError
 
     def get(self, door: Door, remote: str, local: Path) -> None:
         """Downloads a file, with its times if the client keeps them."""
-        raise Cannot("it does not download")
+        raise NotImplementedError
 
     def put_tree(self, door: Door, local: Path, remote: str) -> None:
         """Uploads a directory as the new directory `remote`."""
-        raise Cannot("it knows files only")
+        raise NotImplementedError
 
     def get_tree(self, door: Door, remote: str, local: Path) -> None:
         """Downloads a directory as the new directory `local`."""
-        raise Cannot("it knows files only")
+        raise NotImplementedError
 
     def names(self, door: Door, remote: str) -> set[str]:
         """What stands in a directory."""
-        raise Cannot("it lists nothing")
+        raise NotImplementedError
 
     def make(self, door: Door, remote: str) -> None:
         """Makes a directory."""
-        raise Cannot("it makes no directories")
+        raise NotImplementedError
 
     def rename(self, door: Door, old: str, new: str) -> None:
         """Renames."""
-        raise Cannot("it does not rename")
+        raise NotImplementedError
 
     def remove(self, door: Door, remote: str) -> None:
         """Removes a file."""
-        raise Cannot("it does not remove")
+        raise NotImplementedError
 
     def unmake(self, door: Door, remote: str) -> None:
         """Removes an empty directory."""
-        raise Cannot("it removes no directories")
+        raise NotImplementedError
 
     def go_on_putting(self, door: Door, local: Path, remote: str) -> None:
         """Goes on with an upload of which a first part is there."""
-        raise Cannot("it always begins anew")
+        raise NotImplementedError
 
     def go_on_getting(self, door: Door, remote: str, local: Path) -> None:
         """Goes on with a download of which a first part is there."""
-        raise Cannot("it always begins anew")
+        raise NotImplementedError
 
     def login(self, door: Door) -> None:
         """Logs in with the door's password, and looks at the home."""
-        raise Cannot("it is used with keys here")
+        raise NotImplementedError
 
     def run(self, words: list[str], text: str = "", **environment: str) -> str:
         """Runs a program; its output. AssertionError with what it said if it fails."""

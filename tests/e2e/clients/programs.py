@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import quote
 
-from tests.e2e.clients.base import Cannot, Client, Door, quoted
+from tests.e2e.clients.base import Client, Door, quoted
 
 
 class Sftp(Client):
@@ -224,10 +224,10 @@ class Curl(Client):
         self.names(door, "")
 
 
-class Psftp(Client):
-    """PuTTY's psftp; it quotes by doubling."""
+class Putty(Client):
+    """What PuTTY's two clients have in common."""
 
-    programs, package = ("psftp",), "putty-tools"
+    package = "putty-tools"
 
     def _options(self, door: Door) -> list[str]:
         return ["-batch", "-P", str(door.port), "-hostkey", f"SHA256:{door.fingerprint.rstrip('=')}",
@@ -238,6 +238,12 @@ class Psftp(Client):
         file = door.folder / "putty-password"
         file.write_text(door.password + "\n")
         return file
+
+
+class Psftp(Putty):
+    """PuTTY's psftp; it quotes by doubling."""
+
+    programs = ("psftp",)
 
     def _batch(self, door: Door, *lines: str) -> str:
         file = door.folder / "putty-batch"
@@ -284,10 +290,10 @@ class Psftp(Client):
         self._batch(door, "ls")
 
 
-class Pscp(Psftp):
+class Pscp(Putty):
     """PuTTY's pscp; a tree it puts only into a directory that is there, as with OpenSSH's server."""
 
-    programs, keeps_times = ("pscp",), True
+    programs, keeps_times = ("pscp", "psftp"), True
 
     def _copy(self, door: Door, source: str, target: str, *options: str) -> str:
         return self.run(["pscp", "-q", "-p", "-sftp", *self._options(door), *options, source, target],
@@ -300,17 +306,15 @@ class Pscp(Psftp):
         self._copy(door, f"{door.user}@{door.host}:{remote}", str(local), "-unsafe")
 
     def put_tree(self, door: Door, local: Path, remote: str) -> None:
-        Psftp.make(self, door, remote)
+        Psftp().make(door, remote)
         for path in sorted(local.iterdir()):
             self._copy(door, str(path), f"{door.user}@{door.host}:{remote}", "-r")
 
     def get_tree(self, door: Door, remote: str, local: Path) -> None:
         self._copy(door, f"{door.user}@{door.host}:{remote}", str(local), "-r", "-unsafe")
 
-    def _none(self, *_: object) -> None:
-        raise Cannot("it copies only")
-
-    names = make = rename = remove = unmake = go_on_putting = go_on_getting = _none  # type: ignore[assignment]
+    def login(self, door: Door) -> None:
+        self._copy(door, str(self._password_file(door)), f"{door.user}@{door.host}:pscp-logged-in")
 
 
 def _doubled(text: object) -> str:
